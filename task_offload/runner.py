@@ -1,0 +1,149 @@
+"""Runs some tasks of a chain on one item. In: arguments. Out: an outcome, with each task's busy time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import traceback
+from collections import defaultdict
+from enum import Enum
+from time import perf_counter_ns
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from task_offload.errors import SourceError
+from task_offload.picture import Picture
+from task_offload.task import Chain, Item, set_current_item
+
+log = logging.getLogger(__name__)
+
+_BOOLS = (bool, np.bool_)
+
+
+class Kind(Enum):
+    """How a run over some tasks of the chain ended."""
+
+    CONTINUED = "continued"
+    FILTERED = "filtered"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class Outcome(NamedTuple):
+    """What became of an item after some tasks of the chain.
+
+    Attributes:
+        kind: `CONTINUED` before the last task, `COMPLETED` after it, `FILTERED` and `FAILED` anywhere.
+        task: index of the last task that ran.
+        value: CONTINUED: the next task's arguments, a tuple in which a `Picture` marks a picture; COMPLETED: the
+            result or None; FAILED: the exception; FILTERED: None.
+        busy_ns: busy time of each task that ran, in order, in nanoseconds.
+    """
+
+    kind: Kind
+    task: int
+    value: Any
+    busy_ns: list[int]
+
+
+class States:
+    """The state of a session's tasks: one dict for each task, made on first use."""
+
+    def __init__(self) -> None:
+        self._of_task: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+
+    def of_task(self, index: int) -> dict[str, Any]:
+        return self._of_task[index]
+
+
+class Runner:
+    """Runs tasks of one chain. Threads may share it; a session's stateful tasks must not run at the same time."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._functions = tuple(task.function for task in chain.tasks)
+        self._last = len(chain.tasks) - 1
+
+    def run(self, item: Item, states: States, args: tuple[Any, ...], begin: int, end: int) -> Outcome:
+        """Runs the tasks with index begin to end-1 on one item.
+
+        Arguments:
+            item: what `current_item()` gives inside the tasks; its `state` and `published` are overwritten.
+            states: the session's state on this side.
+            args: arguments of task `begin`, as `Outcome.value` gives them.
+
+        Raises:
+            SourceError: a task said that its source is gone for good. Every other exception is an outcome.
+        """
+        busy_ns: list[int] = []
+        index = begin
+        set_current_item(item)
+        try:
+            for index in range(begin, end):
+                item.state = states.of_task(index)
+                started = perf_counter_ns()
+                try:
+                    returned = self._functions[index](*[a.image if type(a) is Picture else a for a in args])
+                finally:
+                    busy_ns.append(perf_counter_ns() - started)
+                if index == self._last:
+                    return Outcome(Kind.COMPLETED, index, _result(returned), busy_ns)
+                if returned is False:
+                    return Outcome(Kind.FILTERED, index, None, busy_ns)
+                if type(returned) is not tuple or len(returned) != 2 or not isinstance(returned[0], _BOOLS):
+                    raise TypeError(_broken_contract(returned))
+                to_continue, args = returned
+                if not to_continue:
+                    return Outcome(Kind.FILTERED, index, None, busy_ns)
+                if type(args) is not tuple:
+                    args = () if args is None else (args,)
+            return Outcome(Kind.CONTINUED, index, args, busy_ns)
+        except SourceError:
+            raise
+        except Exception as error:
+            return Outcome(Kind.FAILED, index, error, busy_ns)
+        finally:
+            set_current_item(None)
+
+
+def _result(returned: Any) -> Any:
+    """The last task's result: its second value. `False`, or nothing at all, is no result."""
+    if returned is False or returned is None:
+        return None
+    if type(returned) is not tuple or len(returned) != 2 or not isinstance(returned[0], _BOOLS):
+        raise TypeError(_broken_contract(returned))
+    return returned[1]
+
+
+def _broken_contract(returned: Any) -> str:
+    what = f"a tuple of {len(returned)}" if type(returned) is tuple else f"{type(returned).__name__}"
+    return f"it returned {what}; a task returns (to_continue, args) with a bool first, or just False"
+
+
+class TaskErrorLog:
+    """Logs a task's error with its traceback once per kind: the same task, exception and place."""
+
+    MAX_KINDS = 100  # an exception whose place changes with every item must not grow this for ever
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+        self._seen: set[tuple[int, type, int]] = set()
+        self._lock = threading.Lock()
+
+    def failed(self, outcome: Outcome, device: str, sequence: int) -> str:
+        """Logs a FAILED outcome if it is new in kind. Returns the detail to record, one line."""
+        error: BaseException = outcome.value
+        trace = traceback.extract_tb(error.__traceback__)
+        kind = (outcome.task, type(error), trace[-1].lineno or 0 if trace else 0)
+        name = self._names[outcome.task]
+        with self._lock:
+            new = kind not in self._seen and len(self._seen) < self.MAX_KINDS
+            if new:
+                self._seen.add(kind)
+        if new:
+            log.error(
+                "task %s failed on item %d of device %s; the item is dropped, the stream goes on "
+                "(further errors of this kind are only counted)",
+                name, sequence, device, exc_info=error,
+            )  # fmt: skip
+        return f"{name}: {type(error).__name__}: {error}"[:200]

@@ -1,0 +1,126 @@
+"""What a policy sees and says. In: one observation for each interval. Out: a decision, with its reason.
+
+Plain data without I/O or clocks: the device fills an observation from its meters, the simulation from its world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class TaskCost:
+    """What one task cost on one side during the interval.
+
+    Attributes:
+        items: how many items it ran on.
+        busy_s: seconds it was busy with them; for the first task, without waiting for the sensor.
+        survived: how many of them it let continue.
+    """
+
+    items: int = 0
+    busy_s: float = 0.0
+    survived: int = 0
+
+
+@dataclass(frozen=True)
+class PayloadCost:
+    """What the payloads of one split and codec cost during the interval.
+
+    Attributes:
+        items: how many payloads were encoded.
+        size_bytes: bytes on the wire, all of them.
+        encode_s: busy seconds for encoding and sending (with TLS) on the device.
+        decoded: how many payloads the cloud says it decoded.
+        decode_s: busy seconds for receiving (with TLS) and decoding those in the cloud.
+    """
+
+    items: int = 0
+    size_bytes: int = 0
+    encode_s: float = 0.0
+    decoded: int = 0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What happened on one device, and what its cloud told of its work, during one interval.
+
+    Attributes:
+        now_s: seconds on a clock that never goes back; the end of the interval.
+        interval_s: its length.
+        captured: items that the first task yielded.
+        finished: items that the device learned are filtered or completed.
+        dropped: items that were given up because something could not keep up.
+        device, cloud: each task's cost on that side, by its index.
+        payloads: by (split, codec).
+        acked_bytes: bytes of payloads that were acknowledged.
+        link_busy_s: how long at least one payload was on its way; goodput is acked_bytes / link_busy_s.
+        rtt_s: mean time from sent to acknowledged, of `acked` items; None where there is none.
+        acked: items that were acknowledged.
+        queue_s: mean wait of an item in the cloud before a worker took it.
+        backlog: items captured and not finished at the end of the interval.
+        source_rate: items a second that the source yields, where it says so; None for a live source that does not.
+        cores: K, cores that the device may use.
+        workers: W, the cloud's workers that this device may count on (a fraction under contention).
+        main_share: M, the share of the cloud's main thread that this device may count on, 0 to 1.
+        window: items that may be unacknowledged at a time.
+        in_local_outage: the cloud is away.
+    """
+
+    now_s: float
+    interval_s: float
+    captured: int
+    finished: int
+    dropped: int
+    device: tuple[TaskCost, ...]
+    cloud: tuple[TaskCost, ...]
+    payloads: Mapping[tuple[int, str], PayloadCost] = field(default_factory=dict)
+    acked_bytes: int = 0
+    link_busy_s: float = 0.0
+    rtt_s: float | None = None
+    acked: int = 0
+    queue_s: float = 0.0
+    backlog: int = 0
+    source_rate: float | None = None
+    cores: int = 1
+    workers: float = 1.0
+    main_share: float = 1.0
+    window: int = 1
+    in_local_outage: bool = False
+
+    @property
+    def fps(self) -> float:
+        """Throughput over the interval, in finished items a second."""
+        return self.finished / self.interval_s if self.interval_s > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which splits the next items take, and why.
+
+    Attributes:
+        shares: share of the items for each split; they add up to 1.
+        reason: in plain words, for people.
+        codec: how payloads are encoded, as for `--codec`; None leaves it as it is.
+        probes: splits that one item each takes next, so that their costs become known.
+        predicted_fps: throughput that the policy expects; None if it does not predict.
+    """
+
+    shares: Mapping[int, float]
+    reason: str
+    codec: str | None = None
+    probes: tuple[int, ...] = ()
+    predicted_fps: float | None = None
+
+
+class Policy(Protocol):
+    """Decides the split. It does no I/O and reads no clock."""
+
+    def start(self) -> Decision:
+        """The decision that holds before the first observation."""
+
+    def decide(self, observation: Observation) -> Decision | None:
+        """Takes the next observation in. Returns a decision where something changes, otherwise None."""
