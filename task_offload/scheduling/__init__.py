@@ -1,1 +1,1 @@
-"""Which split the next items take: predictions for every split, and the policies that choose. No I/O, no clocks."""
+"""Which split the next items take. Pure decisions: no I/O, no threads, no clocks."""

@@ -1,4 +1,4 @@
-"""Turns shares into a split for each item. In: a decision. Out: the split of the next item, evenly interleaved.
+"""Turns shares into a route for each item. In: a decision. Out: the route of the next item, evenly interleaved.
 
 Error diffusion: every split saves up its share with each item, and the one that has saved most is taken. So over
 any run of items each split is within one item of its share.
@@ -7,70 +7,55 @@ any run of items each split is within one item of its share.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+
+from task_offload.scheduling.observation import Decision, Route
 
 PROBE_SPACING = 4  # at most every fourth item is a probe, so that probes alone cannot stall a stage's queue
 
 
 class Mixer:
-    """Says the split of the next item. One thread may set it while another asks."""
+    """Says the route of the next item. One thread may `follow` decisions while another asks for routes."""
 
-    def __init__(self, shares: Mapping[int, float]) -> None:
-        """Arguments as for `set_shares`."""
-        self._probes: deque[int] = deque()
+    def __init__(self, decision: Decision) -> None:
+        """Arguments as for `follow`."""
+        self._probes: deque[Route] = deque()
         self._since_probe = PROBE_SPACING
-        self._plan = _plan(shares)
+        self._codec: str | None = None
+        self.follow(decision)
 
-    def set_shares(self, shares: Mapping[int, float]) -> None:
-        """Takes new shares from the next item on.
-
-        Arguments:
-            shares: share of the items for each split; at least one is above 0. They are scaled to add up to 1.
+    def follow(self, decision: Decision) -> None:
+        """Carries out a decision from the next item on. Its probes replace those that no item has taken yet.
 
         Raises:
-            ValueError: no share is above 0.
+            ValueError: no split of the decision has a share above 0.
         """
-        self._plan = _plan(shares)
+        self._codec = decision.codec or self._codec
+        self._plan = _plan(decision.shares, self._codec)
+        self._probes = deque(decision.probes)
 
-    def queue_probes(self, splits: Iterable[int]) -> None:
-        """One item each takes these splits, before the shares count again, spaced by `PROBE_SPACING` items."""
-        self._probes.extend(splits)
-
-    def clear_probes(self) -> None:
-        """Forgets the probes that no item has taken yet."""
-        self._probes.clear()
-
-    @property
-    def probes_waiting(self) -> int:
-        """How many probes no item has taken yet."""
-        return len(self._probes)
-
-    def next_split(self) -> int:
-        """The split of the next item."""
-        if self._probes:
-            if self._since_probe >= PROBE_SPACING - 1:
-                self._since_probe = 0
-                try:
-                    return self._probes.popleft()
-                except IndexError:  # cleared by the other thread since
-                    pass
-            else:
-                self._since_probe += 1
-        splits, shares, saved = self._plan
-        if len(splits) == 1:
-            return splits[0]
+    def next_route(self) -> Route:
+        """The route of the next item. Probes come first, spaced by `PROBE_SPACING` items."""
+        self._since_probe += 1
+        if self._probes and self._since_probe >= PROBE_SPACING:
+            self._since_probe = 0
+            return self._probes.popleft()
+        routes, shares, saved = self._plan
+        if len(routes) == 1:
+            return routes[0]
         best = 0
         for i, share in enumerate(shares):
             saved[i] += share
             if saved[i] > saved[best]:
                 best = i
         saved[best] -= 1.0
-        return splits[best]
+        return routes[best]
 
 
-def _plan(shares: Mapping[int, float]) -> tuple[tuple[int, ...], tuple[float, ...], list[float]]:
+def _plan(shares: Mapping[int, float], codec: str | None) -> tuple[tuple[Route, ...], tuple[float, ...], list[float]]:
     positive = {split: share for split, share in sorted(shares.items()) if share > 0}
     total = sum(positive.values())
     if not positive:
         raise ValueError(f"no split has a share above 0: {dict(shares)}")
-    return tuple(positive), tuple(share / total for share in positive.values()), [0.0] * len(positive)
+    routes = tuple(Route(split, codec) for split in positive)
+    return routes, tuple(share / total for share in positive.values()), [0.0] * len(positive)

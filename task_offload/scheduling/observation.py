@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+
+TRAIN_BYTES = 16_384  # smaller payloads fit into a few packets, and say nothing of the link's rate
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,19 @@ class Observation:
         acked: items that were acknowledged.
         queue_s: mean wait of an item in the cloud before a worker took it.
         backlog: items captured and not finished at the end of the interval.
-        source_rate: items a second that the source yields, where it says so; None for a live source that does not.
+        source_rate: items a second that the source yields, where it says so; None for a live source that does not;
+            infinite for one that is always ready (a file that need not keep its pace).
         cores: K, cores that the device may use.
         workers: W, the cloud's workers that this device may count on (a fraction under contention).
         main_share: M, the share of the cloud's main thread that this device may count on, 0 to 1.
         window: items that may be unacknowledged at a time.
         in_local_outage: the cloud is away.
+        held_s: how long the first task waited because what follows it had no room.
+        transfer_bytes, transfer_s: of payloads of at least `TRAIN_BYTES` that the cloud received, their size, and the
+            time from the first to the last byte of each. A payload that size measures the link however rarely one
+            is sent, which acked_bytes / link_busy_s does not.
+        latency_s: mean time from captured to finished, of `finished` items; None where there is none.
+        late: finished items whose latency was above `--max-latency`.
     """
 
     now_s: float
@@ -90,11 +100,23 @@ class Observation:
     main_share: float = 1.0
     window: int = 1
     in_local_outage: bool = False
+    held_s: float = 0.0
+    transfer_bytes: int = 0
+    transfer_s: float = 0.0
+    latency_s: float | None = None
+    late: int = 0
 
     @property
     def fps(self) -> float:
         """Throughput over the interval, in finished items a second."""
         return self.finished / self.interval_s if self.interval_s > 0 else 0.0
+
+
+class Route(NamedTuple):
+    """How one item goes: the split it takes, and the codec of its payload (None for the one in force)."""
+
+    split: int
+    codec: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,14 +127,14 @@ class Decision:
         shares: share of the items for each split; they add up to 1.
         reason: in plain words, for people.
         codec: how payloads are encoded, as for `--codec`; None leaves it as it is.
-        probes: splits that one item each takes next, so that their costs become known.
+        probes: routes that one item each takes next, so that their costs become known.
         predicted_fps: throughput that the policy expects; None if it does not predict.
     """
 
     shares: Mapping[int, float]
     reason: str
     codec: str | None = None
-    probes: tuple[int, ...] = ()
+    probes: tuple[Route, ...] = ()
     predicted_fps: float | None = None
 
 

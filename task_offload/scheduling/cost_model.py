@@ -1,0 +1,290 @@
+"""What every split would give. In: costs of tasks, payloads, link and cloud. Out: predictions, and the cheapest choice.
+
+The formulas are those of the project's design. Per captured item, t is device time, c cloud time, q the share that
+survives, s a payload's size, e its encoding and sending, d its receiving and decoding:
+
+    device work  D(N) = sum of q[i-1] t[i] for i <= N, plus q[N] e[N]
+    cloud cost   C(N) = q[N] d[N] plus the sum of q[i-1] c[i] for i > N
+
+Every resource is used for some seconds by each item, and one second of it passes each second, so the throughput is
+the inverse of the largest use. A mix of two splits uses every resource by the mean of both, weighted by their shares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import NamedTuple
+
+RESOURCES = ("device", "device stage", "link", "cloud workers", "cloud main thread", "window")
+DEVICE, STAGE, LINK, WORKERS, MAIN, WINDOW = range(len(RESOURCES))
+_TINY_S = 1e-12
+
+
+class Payload(NamedTuple):
+    """What one payload costs: bytes on the wire, seconds to encode and send it, seconds to receive and decode it."""
+
+    size_bytes: float
+    encode_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """All that a prediction needs. Times are busy seconds for one item.
+
+    Attributes:
+        device_s, cloud_s: each task's time on that side.
+        survival: of the items that reach a task, the share that it lets continue.
+        stateful: which tasks keep state, and so run on one item at a time.
+        payloads: by (split, codec).
+        link_bytes_per_s: the link's goodput.
+        cores: K, cores that the device may use; a fraction where they are shared.
+        workers: W, the cloud's workers that this device may count on.
+        main_share: M, the share of the cloud's main thread that it may count on.
+        round_trip_s: from sent to acknowledged, without the payload's transfer and the cloud's work.
+        window: items that may be unacknowledged at a time.
+        source_rate: items a second that the source yields; infinite if it is always ready.
+    """
+
+    device_s: Sequence[float]
+    cloud_s: Sequence[float]
+    survival: Sequence[float]
+    stateful: Sequence[bool]
+    payloads: Mapping[tuple[int, str], Payload]
+    link_bytes_per_s: float = math.inf
+    cores: float = 1.0
+    workers: float = 1.0
+    main_share: float = 1.0
+    round_trip_s: float = 0.0
+    window: int = 1_000_000
+    source_rate: float = math.inf
+
+
+class Option(NamedTuple):
+    """One split with one codec, and what a captured item costs there.
+
+    Attributes:
+        split, codec: what it is.
+        use_s: seconds that an item takes of each of `RESOURCES`.
+        cloud_s: C(N), cloud CPU seconds.
+        latency_s: from captured to finished without waiting in queues, for an item that survives.
+        size_bytes: mean bytes sent.
+    """
+
+    split: int
+    codec: str
+    use_s: tuple[float, ...]
+    cloud_s: float
+    latency_s: float
+    size_bytes: float
+
+    @property
+    def capacity_fps(self) -> float:
+        """Throughput when the source always has a next item."""
+        return 1.0 / max(max(self.use_s), _TINY_S)
+
+    @property
+    def limit(self) -> str:
+        """The resource that binds, one of `RESOURCES`."""
+        return RESOURCES[self.use_s.index(max(self.use_s))]
+
+
+def options(costs: Costs) -> list[Option]:
+    """Every split and codec that `costs.payloads` names, evaluated; in that order."""
+    last = len(costs.device_s) - 1
+    reach = [1.0]
+    for share in costs.survival[:last]:
+        reach.append(reach[-1] * share)
+    device_work, cloud_work = [0.0], [0.0] * (last + 1)
+    for q, t in zip(reach, costs.device_s, strict=True):
+        device_work.append(device_work[-1] + q * t)
+    for i in range(last - 1, -1, -1):
+        cloud_work[i] = cloud_work[i + 1] + reach[i] * costs.cloud_s[i]
+    main_s = reach[last] * costs.cloud_s[last]
+    last_stateful = max((i for i in range(last) if costs.stateful[i]), default=-1)
+    found = []
+    for (split, codec), payload in costs.payloads.items():
+        q = reach[split]
+        transfer_s = payload.size_bytes / costs.link_bytes_per_s if costs.link_bytes_per_s > 0 else math.inf
+        work_s = q * payload.decode_s + cloud_work[split]
+        # A chain that keeps state in the cloud runs there one item at a time, decoding included.
+        workers = min(costs.workers, 1.0) if last_stateful >= split else costs.workers
+        alone_s = max(
+            [costs.device_s[0]] + [reach[i] * costs.device_s[i] for i in range(1, split) if costs.stateful[i]]
+        )
+        trip_s = costs.round_trip_s + transfer_s + (work_s + main_s) / max(q, 1e-6)
+        use_s = (
+            (device_work[split] + q * payload.encode_s) / costs.cores,
+            alone_s,
+            q * transfer_s,
+            work_s / workers,
+            main_s / costs.main_share,
+            q * trip_s / costs.window,
+        )
+        latency_s = device_work[split] + payload.encode_s + trip_s
+        found.append(Option(split, codec, use_s, work_s + main_s, latency_s, q * payload.size_bytes))
+    return found
+
+
+class Choice(NamedTuple):
+    """One option, or a mix of two options with the same codec.
+
+    Attributes:
+        first, second: the options; equal where there is no mix.
+        share: of the items that go to `first`; 1 where there is no mix.
+        cloud_s: cloud CPU seconds per captured item.
+        capacity_fps: throughput when the source always has a next item.
+    """
+
+    first: Option
+    second: Option
+    share: float
+    cloud_s: float
+    capacity_fps: float
+
+    @property
+    def shares(self) -> dict[int, float]:
+        if self.first.split == self.second.split:
+            return {self.first.split: 1.0}
+        return {self.first.split: self.share, self.second.split: 1.0 - self.share}
+
+    @property
+    def codec(self) -> str:
+        return self.first.codec
+
+    @property
+    def splits(self) -> frozenset[int]:
+        return frozenset((self.first.split, self.second.split))
+
+    @property
+    def use_s(self) -> tuple[float, ...]:
+        return blend(self.first.use_s, self.second.use_s, self.share)
+
+    @property
+    def limit(self) -> str:
+        """The resource that binds, one of `RESOURCES`."""
+        use_s = self.use_s
+        return RESOURCES[use_s.index(max(use_s))]
+
+    @property
+    def latency_s(self) -> float:
+        """The slower of its options, without waiting in queues."""
+        return max(self.first.latency_s, self.second.latency_s)
+
+
+def blend(first: Sequence[float], second: Sequence[float], share: float) -> tuple[float, ...]:
+    """The means of both, `share` of the first."""
+    return tuple(share * a + (1.0 - share) * b for a, b in zip(first, second, strict=True))
+
+
+def single(option: Option) -> Choice:
+    """A choice without a mix."""
+    return Choice(option, option, 1.0, option.cloud_s, option.capacity_fps)
+
+
+def mixed(first: Option, second: Option, share: float) -> Choice:
+    """A mix with `share` of the items on `first`."""
+    if first is second or share >= 1.0:
+        return single(first)
+    if share <= 0.0:
+        return single(second)
+    use_s = blend(first.use_s, second.use_s, share)
+    cloud_s = share * first.cloud_s + (1.0 - share) * second.cloud_s
+    return Choice(first, second, share, cloud_s, 1.0 / max(max(use_s), _TINY_S))
+
+
+def cheapest_share(first: Option, second: Option, fps: float) -> float | None:
+    """The share of `first` with which the mix of both reaches `fps` at the least cloud cost; None if none does.
+
+    Uses are linear in the share, so each resource allows an interval of shares, and the cost is least at one end.
+    """
+    allowed_s = 1.0 / fps
+    low, high = 0.0, 1.0
+    for a, b in zip(first.use_s, second.use_s, strict=True):
+        if a <= allowed_s:
+            if b > allowed_s:
+                low = max(low, (b - allowed_s) / (b - a))
+        elif b <= allowed_s:
+            high = min(high, (allowed_s - b) / (a - b))
+        else:
+            return None
+        if low > high:
+            return None
+    return high if first.cloud_s < second.cloud_s else low
+
+
+def fastest_share(first: Option, second: Option) -> float:
+    """The share of `first` with which the mix of both is fastest.
+
+    The largest of linear functions is convex, so its minimum is at an end or where two of them cross.
+    """
+    best_share, best_use = 1.0, max(first.use_s)
+    if max(second.use_s) < best_use:
+        best_share, best_use = 0.0, max(second.use_s)
+    lines = list(zip(first.use_s, second.use_s, strict=True))
+    falling = [(a, b) for a, b in lines if a < b]
+    rising = [(a, b) for a, b in lines if a > b]
+    for a, b in falling:
+        for c, d in rising:
+            slope = (a - b) - (c - d)
+            share = (d - b) / slope
+            if 0.0 < share < 1.0:
+                use = max(share * x + (1.0 - share) * y for x, y in lines)
+                if use < best_use:
+                    best_share, best_use = share, use
+    return best_share
+
+
+def cheapest(found: Iterable[Option], fps: float, *, mixes: bool = True) -> Choice | None:
+    """The choice with the least cloud cost that reaches `fps`; None if none does.
+
+    Arguments:
+        found: the options, those with a latency too high already left out.
+        fps: throughput that must be reached.
+        mixes: whether two options may be mixed.
+    """
+    allowed_s = 1.0 / fps
+    ranked = sorted(found, key=_cloud_cost)
+    best: Choice | None = None
+    for option in ranked:
+        if max(option.use_s) <= allowed_s:
+            best = single(option)
+            break
+    if not mixes:
+        return best
+    for i, first in enumerate(ranked):
+        if best is not None and first.cloud_s >= best.cloud_s:
+            break
+        for second in ranked[i + 1 :]:
+            if second.codec != first.codec:
+                continue
+            share = cheapest_share(first, second, fps)
+            if share is not None:
+                cloud_s = share * first.cloud_s + (1.0 - share) * second.cloud_s
+                if best is None or cloud_s < best.cloud_s:
+                    best = mixed(first, second, share)
+    return best
+
+
+def fastest(found: Sequence[Option], *, mixes: bool = True, slack: float = 0.02) -> Choice:
+    """The choice with the highest throughput; among those within `slack` of it, the one with the least cloud cost.
+
+    Raises:
+        ValueError: there is no option.
+    """
+    best = max((single(option) for option in found), key=lambda choice: choice.capacity_fps)
+    if mixes:
+        for i, first in enumerate(found):
+            for second in found[i + 1 :]:
+                if second.codec == first.codec:
+                    choice = mixed(first, second, fastest_share(first, second))
+                    if choice.capacity_fps > best.capacity_fps:
+                        best = choice
+    return cheapest(found, (1.0 - slack) * best.capacity_fps, mixes=mixes) or best
+
+
+def _cloud_cost(option: Option) -> float:
+    return option.cloud_s
