@@ -1,0 +1,228 @@
+"""One array and its bytes. In: an array. Out: its encoding and bytes; and the way back, from bytes of anybody.
+
+An array is described by dtype and shape, never by NumPy's own pickle: the same bytes mean the same to 32 and
+64 bit, NumPy 1 and 2.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Callable
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from task_offload.errors import ConfigError, PayloadError, ProtocolError
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+
+class Encoding(IntEnum):
+    """How the bytes of an array were made. The number travels."""
+
+    RAW = 0
+    JPEG = 1
+
+
+# --- dtypes ---------------------------------------------------------------------------------------------------
+
+_DTYPE = re.compile(rb"[<>|]([biufcSUMm])(\d{1,9})(\[\d{0,9}(?:[YMWDhms]|[munpfa]s)\])?")
+_ITEM_BYTES = {
+    b"b": (1,),
+    b"i": (1, 2, 4, 8),
+    b"u": (1, 2, 4, 8),
+    b"f": (2, 4, 8),  # larger ones differ between machines
+    b"c": (8, 16),
+    b"M": (8,),
+    b"m": (8,),
+}
+
+
+@lru_cache(maxsize=256)
+def dtype_of(text: bytes) -> np.dtype[Any]:
+    """The dtype that `dtype.str` of the other side names.
+
+    Raises:
+        ProtocolError: there is no such dtype, or it is of a kind that does not travel.
+    """
+    match = _DTYPE.fullmatch(text)
+    if match is not None:
+        kind, size, unit = match.groups()
+        if (int(size) in _ITEM_BYTES.get(kind, (int(size) or -1,))) and (unit is None or kind in b"Mm"):
+            try:
+                dtype = np.dtype(text.decode())
+            except (TypeError, ValueError, OverflowError) as error:
+                raise ProtocolError(f"dtype {text!r} does not exist: {error}") from error
+            if dtype.str.encode() == text:
+                return dtype
+    raise ProtocolError(f"dtype {text[:40]!r} does not travel")
+
+
+@lru_cache(maxsize=256)
+def dtype_text(dtype: np.dtype[Any]) -> bytes:
+    """The name of a dtype on the wire.
+
+    Raises:
+        PayloadError: arrays of it do not travel; the message says what to do instead.
+    """
+    text: bytes = dtype.str.encode()
+    try:
+        dtype_of(text)
+    except ProtocolError:
+        if dtype.hasobject:
+            advice = "make it an array of numbers, or pass a list"
+        elif dtype.names is not None:
+            advice = "pass each field as an array of its own"
+        else:
+            advice = "convert it with .astype() to a standard number type"
+        raise PayloadError(f"an array of dtype {dtype} cannot travel; {advice}") from None
+    return text
+
+
+def raw_size_bytes(shape: Shape, dtype: np.dtype[Any], limit_bytes: int) -> int:
+    """Size of an array's memory.
+
+    Raises:
+        ProtocolError: the product of its dimensions other than 0, times the item size, is over the limit.
+    """
+    size_bytes = math.prod(shape) * dtype.itemsize
+    # NumPy multiplies without the zeros too, and in 64 bits (32 on a small machine).
+    if size_bytes > limit_bytes or (size_bytes == 0 and math.prod(filter(None, shape)) * dtype.itemsize > limit_bytes):
+        raise ProtocolError(f"an array of shape {shape!s:.100} and dtype {dtype} is over {limit_bytes} bytes")
+    return size_bytes
+
+
+# --- raw ------------------------------------------------------------------------------------------------------
+
+
+def flat_bytes(array: Array) -> memoryview:
+    """The memory of an array as flat bytes; of a copy if it is not contiguous."""
+    if not array.flags.c_contiguous:
+        array = np.ascontiguousarray(array)
+    return array.reshape(-1).view(np.uint8).data
+
+
+# --- JPEG -----------------------------------------------------------------------------------------------------
+
+_JPEG_START = b"\xff\xd8"
+_JPEG_END = b"\xff\xd9"
+_SEGMENT = struct.Struct(">BBH")
+_BASELINE = struct.Struct(">BHHB")  # bits of a sample, height, width, components
+_SOF0 = 0xC0
+_BEFORE_SOF0 = frozenset({0xE0, 0xDB, 0xC4, 0xDD})  # JFIF, quantisation, Huffman tables, restart interval
+_MAX_SIDE = 65_500
+
+
+def jpeg_fits(image: Array) -> bool:
+    """Whether a picture can travel as a JPEG: 8 bits, grey or of 3 channels, not empty."""
+    shape = image.shape
+    return (
+        image.dtype == np.uint8
+        and (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3))
+        and 0 < shape[0] <= _MAX_SIDE
+        and 0 < shape[1] <= _MAX_SIDE
+    )
+
+
+def encode_jpeg(image: Array, quality: int) -> memoryview:
+    """A picture as a baseline JPEG.
+
+    Raises:
+        PayloadError: OpenCV is not installed.
+    """
+    cv2 = _opencv(PayloadError)
+    _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return memoryview(data.reshape(-1))
+
+
+def decode_jpeg(data: memoryview, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    """The picture of a JPEG. What it declares is compared with `shape` before anything is allocated.
+
+    Raises:
+        ProtocolError: it is not a baseline JPEG of this shape, or OpenCV is not installed.
+    """
+    if dtype != np.uint8 or len(shape) not in (2, 3) or _jpeg_shape(bytes(data[:4096])) != shape:
+        raise ProtocolError("a JPEG is not of the shape or dtype that its array table says")
+    if data[-2:] != _JPEG_END:
+        raise ProtocolError("a JPEG has no end")
+    cv2 = _opencv(ProtocolError)
+    flags = (cv2.IMREAD_COLOR if len(shape) == 3 else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
+    image: Array | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if image is None or image.shape != shape:
+        raise ProtocolError("a JPEG does not decode")
+    return image
+
+
+def _jpeg_shape(start: bytes) -> Shape | None:
+    """The shape that a JPEG declares; None if it is not one that `encode_jpeg` makes."""
+    if start[:2] != _JPEG_START:
+        return None
+    position = 2
+    while position + _SEGMENT.size + _BASELINE.size <= len(start):
+        marker, kind, length = _SEGMENT.unpack_from(start, position)
+        if marker == 0xFF and kind == _SOF0:
+            bits, height, width, components = _BASELINE.unpack_from(start, position + _SEGMENT.size)
+            shape = {1: (height, width), 3: (height, width, 3)}.get(components)
+            return shape if bits == 8 else None
+        if marker != 0xFF or kind not in _BEFORE_SOF0 or length < 2:
+            return None
+        position += 2 + length
+    return None
+
+
+@lru_cache(maxsize=1)
+def _import_opencv() -> Any:
+    import cv2  # an app without pictures needs no OpenCV
+
+    return cv2
+
+
+def _opencv(kind: type[PayloadError] | type[ProtocolError]) -> Any:
+    try:
+        return _import_opencv()
+    except ImportError as error:
+        raise kind(
+            f"pictures travel as JPEG with OpenCV, which does not import ({error}); "
+            "pip install opencv-python, or --picture-quality 0"
+        ) from error
+
+
+Decode = Callable[[memoryview, Shape, "np.dtype[Any]"], Array]
+
+DECODERS: dict[int, Decode] = {Encoding.JPEG: decode_jpeg}
+
+
+# --- codecs ---------------------------------------------------------------------------------------------------
+
+Compress = Callable[[Array], "tuple[Encoding, memoryview] | None"]  # None: send it as it is
+
+
+@lru_cache(maxsize=64)
+def compression_of(codec: str) -> Compress | None:
+    """What a codec, as `--codec` names it, does with an array; None for nothing.
+
+    Raises:
+        ConfigError: there is no such codec.
+    """
+    if codec == "none":
+        return None
+    name, _, quality = codec.partition(":")
+    if name == "jpeg" and quality.isascii() and quality.isdecimal() and 1 <= int(quality) <= 100:
+        return _jpeg_compression(int(quality))
+    raise ConfigError(f"codec {codec!r} is unknown; choose none or jpeg:QUALITY with 1 to 100")
+
+
+def _jpeg_compression(quality: int) -> Compress:
+    def compress(array: Array) -> tuple[Encoding, memoryview] | None:
+        # A mask or another grey array is no image to look at: its exact values count.
+        if array.ndim != 3 or not jpeg_fits(array):
+            return None
+        return Encoding.JPEG, encode_jpeg(array, quality)
+
+    return compress
