@@ -6,13 +6,17 @@ token carries. So a server needs no domain, a device no clock, and neither anyth
 
 from __future__ import annotations
 
+import logging
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 from task_offload.errors import ConfigError
+from task_offload.transport import registry
 from task_offload.transport.private_files import folder_lock, make_state_folder, read_private, write_private
 from task_offload.transport.tokens import fingerprint
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "identity.pem"
 
@@ -55,6 +59,8 @@ def load_or_make_certificate(state_dir: Path) -> Certificate:
             except FileNotFoundError:
                 pem = _make_pem()
                 write_private(path, pem)
+                if (state_dir / registry.FILE_NAME).exists():
+                    log.warning("%s was missing: a new key was made, so enroll every device again", path)
     try:
         text = pem.decode("ascii")
         der = ssl.PEM_cert_to_DER_cert(text[text.index(ssl.PEM_HEADER) :])
@@ -77,7 +83,7 @@ def server_context(certificate: Certificate) -> ssl.SSLContext:
     context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     context.num_tickets = 0
     try:
-        context.load_cert_chain(certificate.path)
+        context.load_cert_chain(certificate.path, password="")  # with a password it would be asked for at the terminal
     except (OSError, ssl.SSLError) as error:
         raise _damaged(certificate.path) from error
     return context

@@ -62,12 +62,13 @@ def read_private(path: Path) -> bytes:
         ConfigError: it cannot be read, is a link, or other users can read it.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # O_NONBLOCK: a named pipe in its place must not hang us.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise ConfigError(f"{path}: this private file cannot be read ({error.strerror})") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise ConfigError(f"{path}: this is not a file; remove it")
@@ -78,7 +79,10 @@ def read_private(path: Path) -> bytes:
                 f"{path}: other users may have read this private file; run  chmod 600 {path}  if you trust them "
                 "all, otherwise remove it and enroll the devices again"
             )
-        return file.read()
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def write_private(path: Path, content: bytes) -> None:

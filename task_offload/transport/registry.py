@@ -151,7 +151,7 @@ class Registry:
             return {}
         try:
             return _decode(content)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:
             raise ConfigError(
                 f"{self._path}: the list of enrolled devices is damaged ({error}); the list before its last change is "
                 f"in {self._folder / BACKUP_NAME}: copy that over it, or remove both and enroll every device again"
