@@ -114,7 +114,7 @@ class CloudIdentity:
         Returns:
             None if it is to be refused.
         """
-        self._registry.refresh_now()
+        self._registry.look()
         try:
             name = check_device_name(device)
         except ConfigError:
@@ -131,6 +131,6 @@ class CloudIdentity:
         return admission.proof is None or admission.proof == self._registry.proof(admission.device)
 
     def refresh(self) -> bool:
-        """Whether the registry was changed by another process; looks at most once a second, so call it at least that
-        often."""
+        """Whether devices were enrolled or revoked since the last call. It looks at most once a second, so call it at
+        least that often."""
         return self._registry.refresh()

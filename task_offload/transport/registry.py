@@ -69,6 +69,7 @@ class Registry:
         self._looked_s = clock()
         self._version = self._stat()
         self._devices: Mapping[str, EnrolledDevice] = self._load()
+        self._told: Mapping[str, EnrolledDevice] = self._devices
 
     def enroll(self, name: str) -> bytes:
         """Enrolls a device and returns its new secret, which is stored nowhere. For a name that is enrolled already,
@@ -116,26 +117,28 @@ class Registry:
         return device.proof if device else None
 
     def refresh(self) -> bool:
-        """Looks for changes by other processes, at most once a second. Returns True if there were any. Cheap enough for
-        every pass of a loop. A damaged file is logged, and what was known before stays in force."""
+        """Whether the registry has changed since the last call, by whomever. It looks at the file at most once a
+        second, and is cheap enough for every pass of a loop. A damaged file is logged, and what was known before stays
+        in force."""
         now_s = self._clock()
-        if now_s - self._looked_s < LOOK_INTERVAL_S:
-            return False
-        self._looked_s = now_s
-        return self.refresh_now()
+        if now_s - self._looked_s >= LOOK_INTERVAL_S:
+            self._looked_s = now_s
+            self.look()
+        devices = self._devices
+        changed = devices is not self._told
+        self._told = devices
+        return changed
 
-    def refresh_now(self) -> bool:
-        """As `refresh`, without its limit: for a device that knocks right after it was enrolled."""
+    def look(self) -> None:
+        """Reads the file if it has changed: at once, for a device that knocks right after it was enrolled."""
         version = self._stat()
         if version == self._version:
-            return False
+            return
         self._version = version
         try:
             self._devices = self._load()
         except ConfigError as error:
             log.error("%s; until then the devices that were enrolled before are let in", error)
-            return False
-        return True
 
     def _stat(self) -> tuple[int, int, int] | None:
         try:
