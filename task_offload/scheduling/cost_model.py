@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from typing import NamedTuple
 
 RESOURCES = ("device", "device stage", "link", "cloud workers", "cloud main thread", "window")
 DEVICE, STAGE, LINK, WORKERS, MAIN, WINDOW = range(len(RESOURCES))
 _TINY_S = 1e-12
+_NO_LINK = 1e-3  # bytes a second; a link that is away must not make a mix's use infinite times zero
 
 
 class Payload(NamedTuple):
@@ -108,7 +108,7 @@ def options(costs: Costs) -> list[Option]:
     found = []
     for (split, codec), payload in costs.payloads.items():
         q = reach[split]
-        transfer_s = payload.size_bytes / costs.link_bytes_per_s if costs.link_bytes_per_s > 0 else math.inf
+        transfer_s = payload.size_bytes / max(costs.link_bytes_per_s, _NO_LINK)
         work_s = q * payload.decode_s + cloud_work[split]
         # A chain that keeps state in the cloud runs there one item at a time, decoding included.
         workers = min(costs.workers, 1.0) if last_stateful >= split else costs.workers

@@ -25,14 +25,14 @@ class Mixer:
         self.follow(decision)
 
     def follow(self, decision: Decision) -> None:
-        """Carries out a decision from the next item on. Its probes replace those that no item has taken yet.
+        """Carries out a decision from the next item on. Its probes queue behind those that no item has taken yet.
 
         Raises:
             ValueError: no split of the decision has a share above 0.
         """
         self._codec = decision.codec or self._codec
         self._plan = _plan(decision.shares, self._codec)
-        self._probes = deque(decision.probes)
+        self._probes.extend(decision.probes)
 
     def next_route(self) -> Route:
         """The route of the next item. Probes come first, spaced by `PROBE_SPACING` items."""

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-
 TRAIN_BYTES = 16_384  # smaller payloads fit into a few packets, and say nothing of the link's rate
 
 

@@ -1,0 +1,357 @@
+"""What the observations teach. In: observations. Out: the costs that the cost model needs, and how sure they are.
+
+Every estimate is a mean of busy time (sum over count), since under a CPU quota the outliers are the cost. It follows
+slow drifts, and forgets at once what a significant step has made untrue.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from task_offload.scheduling.cost_model import Costs, Payload
+from task_offload.scheduling.observation import Observation
+
+MEMORY_S = 10.0  # how long a measurement counts for tasks and payloads
+LINK_MEMORY_S = 2.0  # cellular links move within seconds
+FIRST_SPREAD = 0.3  # relative standard deviation of one item's cost, until it is known
+STEP_SIGMAS = 4.0  # this far from the mean twice in a row, or twice as far once, is a step and not noise
+STEP_SHARE = 0.1  # smaller steps are left to the moving mean
+STALE_S = 600.0  # age at which an estimate is worth nothing any more
+UNKNOWN = 0.7  # relative uncertainty of what was only inferred
+CLOUD_SPEED = 4.0  # how much faster than a device the cloud is, until a task ran on both sides
+
+# Size, and seconds to encode and to decode a byte of the uncompressed payload, on the machine of the project's
+# numbers for camera frames. They only rank what is worth a probe; one probe replaces them.
+CODEC_PRIORS = {"none": (1.0, 0.5e-9, 0.5e-9), "lz4": (0.8, 2.0e-9, 0.8e-9), "zstd": (0.42, 4.0e-9, 2.2e-9)}
+JPEG_PRIOR = (0.09, 1.7e-9, 1.7e-9)
+
+
+def codec_prior(codec: str) -> tuple[float, float, float]:
+    """Size, encoding and decoding of a codec that was not tried yet, relative to an uncompressed byte."""
+    return CODEC_PRIORS.get(codec, JPEG_PRIOR)
+
+
+class Mean:
+    """A moving mean of something that each item costs. It notices steps."""
+
+    __slots__ = ("_strikes", "count", "seen_s", "total", "variance")
+
+    def __init__(self) -> None:
+        self.count = 0.0
+        self.total = 0.0
+        self.variance = 0.0  # of one item
+        self.seen_s = -math.inf
+        self._strikes = 0
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count if self.count else 0.0
+
+    def add(self, total: float, count: int, now_s: float, keep: float) -> bool:
+        """Takes the sum over `count` items in; what was known before counts `keep` of what it did.
+
+        Returns:
+            Whether this was a step, and the past is forgotten.
+        """
+        self.seen_s = now_s
+        mean = total / count
+        if not self.count:
+            self.count, self.total, self.variance = float(count), total, (FIRST_SPREAD * mean) ** 2
+            return False
+        off = mean - self.value
+        spread = math.sqrt(self.variance * (1.0 / count + 1.0 / self.count)) + 0.01 * self.value
+        sigmas = abs(off) / spread if spread else 0.0
+        if sigmas > STEP_SIGMAS and abs(off) > STEP_SHARE * self.value:
+            self._strikes += 1
+            if self._strikes > 1 or (sigmas > 2 * STEP_SIGMAS and count > 2):
+                self.count, self.total, self._strikes = float(count), total, 0
+                return True
+        else:
+            self._strikes = 0
+        learn = 1.0 - keep
+        self.variance = keep * self.variance + learn * off * off / (1.0 / count + 1.0 / self.count)
+        self.count = keep * self.count + count
+        self.total = keep * self.total + total
+        return False
+
+    def scale(self, factor: float) -> None:
+        """Moves the mean, when everything like it moved by this factor."""
+        self.total *= factor
+        self.variance *= factor * factor
+
+    def spread(self, now_s: float) -> float:
+        """Relative uncertainty of the mean: that of its samples, and of its age. 1 is none at all."""
+        if not self.count or self.total <= 0:
+            return 1.0 if not self.count else 0.0
+        samples = math.sqrt(self.variance / self.count) / self.value
+        return min(1.0, samples + max(0.0, now_s - self.seen_s) / STALE_S)
+
+
+class Link:
+    """The link's goodput, in bytes a second, and how much it moves from one interval to the next."""
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+        self.unrest = 0.0  # relative, from one interval to the next
+        self.seen_s = -math.inf
+        self.at_least = 0.0
+
+    def add(self, observation: Observation, keep: float) -> None:
+        sent = observation.acked_bytes / observation.interval_s
+        self.at_least = max(sent, keep * self.at_least)
+        if observation.transfer_s <= 0:
+            return
+        rate = observation.transfer_bytes / observation.transfer_s
+        if self.rate:
+            step = abs(math.log(rate / self.rate))
+            self.unrest = 0.9 * self.unrest + 0.1 * min(step, 1.0)
+            weight = min(1.0, observation.transfer_s / (0.3 * observation.interval_s))
+            learn = (1.0 - keep) * weight
+            if step > 0.4:
+                learn = weight
+            self.rate *= math.exp(learn * math.log(rate / self.rate))
+        else:
+            self.rate = rate
+        self.seen_s = observation.now_s
+
+    @property
+    def bytes_per_s(self) -> float:
+        """The estimate; infinite while no payload was large enough to tell."""
+        return max(self.rate, self.at_least) if self.rate else math.inf
+
+
+@dataclass(frozen=True)
+class Known:
+    """Costs, and how uncertain each is (relative; 1 is unknown).
+
+    Attributes:
+        device, cloud: for each task on that side.
+        payloads: by (split, codec): of size and encoding together.
+    """
+
+    costs: Costs
+    device: Sequence[float]
+    cloud: Sequence[float]
+    payloads: dict[tuple[int, str], float]
+
+
+class Estimates:
+    """Learns the costs of one chain on one device and its cloud."""
+
+    def __init__(self, splits: Sequence[int], stateful: Sequence[bool], codecs: Sequence[str]) -> None:
+        """Arguments:
+        splits: the allowed ones.
+        stateful: for each task, whether it keeps state.
+        codecs: the allowed ones.
+        """
+        self._splits = tuple(splits)
+        self._stateful = tuple(stateful)
+        self._codecs = tuple(codecs)
+        tasks = range(len(stateful))
+        self._device = [Mean() for _ in tasks]
+        self._cloud = [Mean() for _ in tasks]
+        self._survival = [Mean() for _ in tasks]
+        self._size: dict[tuple[int, str], Mean] = {}
+        self._encode: dict[tuple[int, str], Mean] = {}
+        self._decode: dict[tuple[int, str], Mean] = {}
+        self.link = Link()
+        self._trip_s = 0.0
+        self._source: float | None = None
+        self._last: Observation | None = None
+        self.device_efficiency = 1.0
+        self.now_s = 0.0
+        self.stepped = False
+
+    def add(self, observation: Observation) -> None:
+        """Takes one interval in. `stepped` then says whether something was forgotten."""
+        self._last = observation
+        self.now_s = observation.now_s
+        keep = math.exp(-observation.interval_s / MEMORY_S)
+        self.stepped = False
+        self._add_device(observation, keep)
+        self._add_cloud(observation, keep)
+        for i, (here, there) in enumerate(zip(observation.device, observation.cloud, strict=True)):
+            items = here.items + there.items
+            if items:
+                self.stepped |= self._survival[i].add(here.survived + there.survived, items, self.now_s, keep)
+        self.link.add(observation, math.exp(-observation.interval_s / LINK_MEMORY_S))
+        self._add_trip(observation)
+        self._add_source(observation)
+
+    def payload_seen(self, split: int, codec: str) -> bool:
+        return (split, codec) in self._size
+
+    def _add_device(self, observation: Observation, keep: float) -> None:
+        busy_s = sum(each.busy_s for each in observation.device)
+        busy_s += sum(each.encode_s for each in observation.payloads.values())
+        # Threads that wait for each other's core are busy by the clock. More than all cores cannot be.
+        crowd = max(1.0, busy_s / (observation.interval_s * observation.cores))
+        moved: list[tuple[float, float]] = []
+        stale: list[Mean] = []
+        for mean, cost in zip(self._device, observation.device, strict=True):
+            self._follow(mean, cost.busy_s / crowd, cost.items, keep, moved, stale)
+        for route, payload in observation.payloads.items():
+            if not payload.items:
+                continue
+            size = self._size.setdefault(route, Mean())
+            self.stepped |= size.add(payload.size_bytes, payload.items, self.now_s, keep)
+            encode = self._encode.setdefault(route, Mean())
+            self._follow(encode, payload.encode_s / crowd, payload.items, keep, moved, stale)
+        stale += [mean for route, mean in self._encode.items() if route not in observation.payloads]
+        _move_alike(moved, stale)
+
+    def _add_cloud(self, observation: Observation, keep: float) -> None:
+        moved: list[tuple[float, float]] = []
+        stale: list[Mean] = []
+        for mean, cost in zip(self._cloud, observation.cloud, strict=True):
+            self._follow(mean, cost.busy_s, cost.items, keep, moved, stale)
+        for route, payload in observation.payloads.items():
+            if payload.decoded:
+                decode = self._decode.setdefault(route, Mean())
+                self._follow(decode, payload.decode_s, payload.decoded, keep, moved, stale)
+        stale += [mean for route, mean in self._decode.items() if route not in observation.payloads]
+        _move_alike(moved, stale)
+
+    def _follow(
+        self, mean: Mean, total: float, items: int, keep: float, moved: list[tuple[float, float]], stale: list[Mean]
+    ) -> None:
+        if not items:
+            stale.append(mean)
+            return
+        before = mean.value
+        self.stepped |= mean.add(total, items, self.now_s, keep)
+        if before > 0 and mean.count > 3:
+            moved.append((mean.value / before, total))
+
+    def _add_trip(self, observation: Observation) -> None:
+        if observation.rtt_s is None or not observation.acked:
+            return
+        size_bytes = observation.acked_bytes / observation.acked
+        cloud_s = sum(each.busy_s for each in observation.cloud) / observation.acked
+        trip_s = max(0.0, observation.rtt_s - size_bytes / self.link.bytes_per_s - cloud_s - observation.queue_s)
+        # Waiting in the window counts in the time measured, so the least of late is nearest to the truth.
+        self._trip_s = trip_s if not self._trip_s else min(trip_s, 1.02 * self._trip_s + 1e-4)
+
+    def _add_source(self, observation: Observation) -> None:
+        if observation.source_rate is not None:
+            self._source = observation.source_rate
+            return
+        rate = observation.captured / observation.interval_s
+        if self._source is None:
+            self._source = rate
+        elif self.held(observation):
+            self._source = max(self._source, rate)
+        else:
+            self._source += 0.2 * (rate - self._source)
+
+    @staticmethod
+    def held(observation: Observation) -> bool:
+        """Whether something held the stream back: the source could have given more."""
+        return observation.dropped > 0 or observation.held_s > 0.05 * observation.interval_s
+
+    @property
+    def source_rate(self) -> float:
+        return math.inf if self._source is None else self._source
+
+    def known(self) -> Known:
+        """All costs as they are believed now, for every allowed split and codec."""
+        last = self._last
+        assert last is not None, "known() is asked after the first observation"
+        now_s = self.now_s
+        ratio = self._speed_ratio()
+        device_s, device_spread = _either(self._device, self._cloud, ratio, now_s)
+        cloud_s, cloud_spread = _either(self._cloud, self._device, 1.0 / ratio, now_s)
+        payloads: dict[tuple[int, str], Payload] = {}
+        payload_spread: dict[tuple[int, str], float] = {}
+        for split in self._splits:
+            for codec in self._codecs:
+                payloads[split, codec], payload_spread[split, codec] = self._payload(split, codec, ratio)
+        costs = Costs(
+            device_s=device_s,
+            cloud_s=cloud_s,
+            survival=[min(1.0, mean.value) if mean.count else 1.0 for mean in self._survival],
+            stateful=self._stateful,
+            payloads=payloads,
+            link_bytes_per_s=self.link.bytes_per_s,
+            cores=last.cores * self.device_efficiency,
+            workers=max(last.workers, 1e-3),
+            main_share=max(last.main_share, 1e-3),
+            round_trip_s=self._trip_s,
+            window=max(1, last.window),
+            source_rate=self.source_rate,
+        )
+        return Known(costs, device_spread, cloud_spread, payload_spread)
+
+    def _speed_ratio(self) -> float:
+        """How many times longer than the cloud the device takes, from the tasks that ran on both."""
+        here = there = 0.0
+        for a, b in zip(self._device, self._cloud, strict=True):
+            if a.count and b.count:
+                here += a.value
+                there += b.value
+        return here / there if there > 0 and here > 0 else CLOUD_SPEED
+
+    def _payload(self, split: int, codec: str, ratio: float) -> tuple[Payload, float]:
+        size = self._size.get((split, codec))
+        if size is not None:
+            encode, decode = self._encode[split, codec], self._decode.get((split, codec))
+            decode_s = decode.value if decode is not None else encode.value / ratio
+            spread = min(1.0, size.spread(self.now_s) + 0.5 * encode.spread(self.now_s))
+            return Payload(size.value, encode.value, decode_s), spread
+        share, encode_s, decode_s = codec_prior(codec)
+        raw_bytes = self._raw_bytes(split)
+        slow = self._slowness()
+        return Payload(raw_bytes * share, raw_bytes * encode_s * slow, raw_bytes * decode_s), 1.0
+
+    def _raw_bytes(self, split: int) -> float:
+        """Uncompressed size of a split's payload, as far as other codecs or other splits tell."""
+        other = [mean.value / codec_prior(codec)[0] for (n, codec), mean in self._size.items() if n == split]
+        if not other:
+            other = [mean.value / codec_prior(codec)[0] for (_, codec), mean in self._size.items()]
+        return max(other, default=0.0)
+
+    def _slowness(self) -> float:
+        """How much slower than the priors' machine this device encodes."""
+        found = [
+            mean.value / (prior * self._size[route].value / codec_prior(route[1])[0])
+            for route, mean in self._encode.items()
+            if (prior := codec_prior(route[1])[1]) and self._size[route].value > 1000
+        ]
+        return min(found, default=1.0)
+
+
+def _move_alike(moved: list[tuple[float, float]], stale: list[Mean]) -> None:
+    """When the speed of a side changes, what did not run there just now changed with what did.
+
+    The median, weighted by busy time, so that one task whose input changed does not move the others.
+    """
+    half = 0.5 * sum(weight for _, weight in moved)
+    for factor, weight in sorted(moved):
+        half -= weight
+        if half <= 0:
+            for mean in stale:
+                mean.scale(factor)
+            return
+
+
+def _either(own: list[Mean], other: list[Mean], ratio: float, now_s: float) -> tuple[list[float], list[float]]:
+    """Each task's time on one side: its own measurement, and the other side's scaled, by how sure each is."""
+    values, spreads = [], []
+    for a, b in zip(own, other, strict=True):
+        spread = a.spread(now_s)
+        if spread < 0.1 or not b.count:
+            values.append(a.value)
+            spreads.append(spread)
+            continue
+        inferred = b.value * ratio
+        inferred_spread = min(1.0, UNKNOWN + b.spread(now_s))
+        if not a.count:
+            values.append(inferred)
+            spreads.append(1.0)
+            continue
+        weight = inferred_spread**2 / (inferred_spread**2 + spread**2 + 1e-9)
+        values.append(weight * a.value + (1.0 - weight) * inferred)
+        spreads.append(spread * math.sqrt(weight))
+    return values, spreads
