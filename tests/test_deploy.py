@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ def systemd_analyze() -> str:
 def installed(tmp_path: Path) -> list[Path]:
     """The units, with a program that exists on every machine in place of the one under /opt."""
     for unit in UNITS:
-        text = re.sub(r"^ExecStart=\S+", f"ExecStart={sys.executable}", unit.read_text(), flags=re.MULTILINE)
+        text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/sh", unit.read_text(), flags=re.MULTILINE)
         (tmp_path / unit.name).write_text(text)
     return sorted(tmp_path.iterdir())
 
