@@ -1,0 +1,15 @@
+"""Run one chain of tasks across a weak device and a cloud.
+
+What an app needs is exported here. The way of an item through the modules:
+
+    device   pipeline -> wire.codec -> wire.outbox -> transport.link
+    cloud    transport.listener -> engines -> cloud (order, last task) -> results -> transport.listener (ack)
+
+`device` and `cloud` wire their side together; `command` is what the two scripts call.
+"""
+
+from task_offload.errors import OffloadError, SourceError
+from task_offload.picture import picture
+from task_offload.task import Item, current_item, publish_frame, task
+
+__all__ = ["Item", "OffloadError", "SourceError", "current_item", "picture", "publish_frame", "task"]

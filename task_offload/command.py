@@ -1,0 +1,50 @@
+"""The two commands. In: command line and environment. Out: an exit status, and one clear line where it is not 0."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from task_offload.config import parse_cloud, parse_device
+from task_offload.errors import ConfigError, OffloadError
+
+
+def device_command(argv: Sequence[str] | None = None) -> int:
+    """`iot_client_coordinator.py`."""
+    log_to_stderr()
+    try:
+        config = parse_device(argv)
+        if config.demo:
+            from task_offload.demo import run_demo
+
+            return run_demo(config)
+        from task_offload.device import run_device
+
+        return run_device(config)
+    except OffloadError as error:
+        return _failed("iot_client_coordinator.py", error)
+
+
+def cloud_command(argv: Sequence[str] | None = None) -> int:
+    """`cloud_server_coordinator.py`."""
+    log_to_stderr()
+    try:
+        config = parse_cloud(argv)
+        from task_offload.cloud import run_cloud
+
+        return run_cloud(config)
+    except OffloadError as error:
+        return _failed("cloud_server_coordinator.py", error)
+
+
+def _failed(program: str, error: OffloadError) -> int:
+    print(f"{program}: {error}", file=sys.stderr, flush=True)
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def log_to_stderr() -> None:
+    """Log lines as both commands print them."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )

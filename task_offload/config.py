@@ -1,0 +1,409 @@
+"""What the user asked for, checked. In: command line and environment. Out: one frozen config for each side.
+
+Every option that a service would set has an environment variable, named in its help; the command line wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from task_offload.errors import ConfigError
+
+DEFAULT_APP = "ball_tracking_example.taskified"
+DEFAULT_PORT = 8089
+PICTURE_QUALITY = 90
+DRAIN_S = 5.0
+
+
+@dataclass(frozen=True)
+class EmulatedLink:
+    """A slower link than the real one. `bytes_per_s` of it go up, each `delay_s` later, both ways."""
+
+    bytes_per_s: float
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """What one run of a device does. `split` None is local-only mode; `target_fps` None is manual mode."""
+
+    split: int | None = None
+    target_fps: float | None = None
+    host: str | None = None
+    port: int = DEFAULT_PORT
+    app: str = DEFAULT_APP
+    source: str | None = None
+    device_name: str = "device"
+    token: str | None = None
+    use_tls: bool = True
+    items: int | None = None
+    duration_s: float | None = None
+    realtime: bool = False
+    overload: Literal["block", "newest"] | None = None
+    codec: str = "auto"
+    picture_quality: int = PICTURE_QUALITY
+    max_latency_s: float | None = None
+    spool: Path | None = None
+    spool_limit_bytes: int = 256 * 1024 * 1024
+    emulate_cpu: float | None = None
+    emulate_link: EmulatedLink | None = None
+    drain_s: float = DRAIN_S
+    report: Path | None = None
+    demo: bool = False
+
+    @property
+    def mode(self) -> Literal["local", "manual", "auto"]:
+        if self.split is None:
+            return "local"
+        return "manual" if self.target_fps is None else "auto"
+
+
+@dataclass(frozen=True)
+class CloudConfig:
+    """How one server works."""
+
+    host: str = "0.0.0.0"
+    port: int = DEFAULT_PORT
+    app: str = DEFAULT_APP
+    engine: str = "threads"
+    workers: int = 0
+    results: tuple[str, ...] = ()
+    keep_days: float | None = None
+    state_dir: Path | None = None
+    use_tls: bool = True
+    enroll: str | None = None
+    revoke: str | None = None
+    list_devices: bool = False
+    drain_s: float = DRAIN_S
+    report: Path | None = None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
+
+class _Options:
+    """Adds options to a parser, each with the environment variable that also sets it."""
+
+    def __init__(self, parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
+        self._parser = parser
+        self._environ = environ
+
+    def add(
+        self, flag: str, convert: Callable[[str], Any], default: Any, text: str, env: str | None = None, **more: Any
+    ) -> None:
+        if env is not None:
+            text += f" [${env}]"
+            if self._environ.get(env):
+                try:
+                    default = convert(self._environ[env])
+                except (argparse.ArgumentTypeError, ValueError) as error:
+                    raise ConfigError(f"environment variable {env}: {error}") from error
+        self._parser.add_argument(flag, type=convert, default=default, help=text, **more)
+
+    def flag(self, flag: str, text: str, **more: Any) -> None:
+        self._parser.add_argument(flag, action="store_true", help=text, **more)
+
+
+def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> DeviceConfig:
+    """The device's config from its command line.
+
+    Raises:
+        ConfigError: an argument cannot work. What depends on the app (the splits) is checked with it later.
+    """
+    environ = os.environ if environ is None else environ
+    parser = _Parser(
+        prog="iot_client_coordinator.py",
+        description="Runs the first tasks of an app's chain on this device, and the rest on the server HOST.",
+        epilog="Without SPLIT every task runs here and no network is used. $HOST names the server.",
+    )
+    parser.add_argument("split", nargs="?", type=_integer(1), metavar="SPLIT", help="how many tasks run on this device")
+    parser.add_argument(
+        "target_fps", nargs="?", type=_number(0), metavar="TARGET",
+        help="items a second to meet: SPLIT is where it starts, and it is re-adjusted automatically",
+    )  # fmt: skip
+    options = _Options(parser, environ)
+    options.flag("--demo", "server and device on this machine, an emulated weak device and link, automatic mode")
+    options.add("--host", str, None, "the server's address", "HOST", metavar="ADDRESS")
+    options.add("--port", _port, DEFAULT_PORT, f"the server's port (default {DEFAULT_PORT})", "PORT", metavar="PORT")
+    options.add(
+        "--app",
+        str,
+        DEFAULT_APP,
+        f"module or file with the tasks (default {DEFAULT_APP})",
+        "OFFLOAD_APP",
+        metavar="MODULE_OR_FILE",
+    )
+    options.add(
+        "--source",
+        str,
+        None,
+        "camera index, picamera2, file or URL (default: the app's own)",
+        "OFFLOAD_SOURCE",
+        metavar="SOURCE",
+    )
+    options.add(
+        "--device-name",
+        str,
+        _host_name(),
+        "this device's name (default: the machine's)",
+        "OFFLOAD_DEVICE_NAME",
+        metavar="NAME",
+    )
+    options.add("--items", _integer(1), None, "end after so many items", metavar="COUNT")
+    options.add("--duration", _number(0), None, "end after so many seconds", metavar="SECONDS")
+    options.flag("--realtime", "take a file's items at its own rate, as a camera would yield them")
+    options.add(
+        "--overload", _choice("block", "newest"), None,
+        "when items come faster than they can be worked on: block the source, or let the newest item win "
+        "(default: block for a file, newest for a live source)", "OFFLOAD_OVERLOAD", metavar="block|newest",
+    )  # fmt: skip
+    options.add(
+        "--codec",
+        _codec,
+        "auto",
+        "how payloads are encoded: auto, none, lz4, zstd or jpeg:QUALITY (default auto)",
+        "OFFLOAD_CODEC",
+        metavar="CODEC",
+    )
+    options.add(
+        "--picture-quality", _integer(0, 100), PICTURE_QUALITY,
+        f"JPEG quality of pictures, which no task computes with; 0 sends them lossless (default {PICTURE_QUALITY})",
+        "OFFLOAD_PICTURE_QUALITY", metavar="0-100",
+    )  # fmt: skip
+    options.add(
+        "--max-latency",
+        _number(0),
+        None,
+        "automatic mode: no split whose items take longer",
+        "OFFLOAD_MAX_LATENCY",
+        metavar="MS",
+    )
+    options.add(
+        "--spool",
+        Path,
+        None,
+        "folder that keeps items on disk while the server is away",
+        "OFFLOAD_SPOOL",
+        metavar="DIR",
+    )
+    options.add(
+        "--spool-limit",
+        _size,
+        256 * 1024 * 1024,
+        "how much may wait while the server is away, in memory or in --spool (default 256M)",
+        "OFFLOAD_SPOOL_LIMIT",
+        metavar="SIZE",
+    )
+    options.add(
+        "--drain",
+        _number(0, zero=True),
+        DRAIN_S,
+        f"at the end, seconds for what is on its way (default {DRAIN_S:g})",
+        "OFFLOAD_DRAIN",
+        metavar="SECONDS",
+    )
+    options.add("--emulate-cpu", _number(1), None, "behave like one core that is FACTOR times slower", metavar="FACTOR")
+    options.add(
+        "--emulate-link", _link, None, "behave like a slower link: 20mbit or 20mbit,15ms", metavar="RATE[,DELAY]"
+    )
+    options.add("--report", Path, None, "write the run report", "OFFLOAD_REPORT", metavar="FILE.json")
+    options.flag("--no-tls", "no encryption; between loopback addresses only, for measurements")
+    given = parser.parse_args(argv)
+    if given.demo and given.split is not None:
+        raise ConfigError("--demo takes no SPLIT: it starts its own server and runs in automatic mode")
+    if given.split is not None and not given.host:
+        raise ConfigError(
+            "a split needs a server: set HOST to its address, as in  export HOST=203.0.113.7  or give --host"
+        )
+    return DeviceConfig(
+        split=given.split,
+        target_fps=given.target_fps,
+        host=given.host,
+        port=given.port,
+        app=given.app,
+        source=given.source,
+        device_name=given.device_name,
+        token=environ.get("OFFLOAD_TOKEN") or None,
+        use_tls=not given.no_tls,
+        items=given.items,
+        duration_s=given.duration,
+        realtime=given.realtime,
+        overload=given.overload,
+        codec=given.codec,
+        picture_quality=given.picture_quality,
+        max_latency_s=given.max_latency / 1000 if given.max_latency is not None else None,
+        spool=given.spool,
+        spool_limit_bytes=given.spool_limit,
+        emulate_cpu=given.emulate_cpu,
+        emulate_link=given.emulate_link,
+        drain_s=given.drain,
+        report=given.report,
+        demo=given.demo,
+    )
+
+
+def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> CloudConfig:
+    """The server's config from its command line.
+
+    Raises:
+        ConfigError: an argument cannot work.
+    """
+    environ = os.environ if environ is None else environ
+    parser = _Parser(
+        prog="cloud_server_coordinator.py",
+        description="Runs the tasks that devices leave to the cloud, for any number of devices.",
+    )
+    options = _Options(parser, environ)
+    options.add(
+        "--host",
+        str,
+        CloudConfig.host,
+        f"address to listen on (default {CloudConfig.host})",
+        "OFFLOAD_LISTEN",
+        metavar="ADDRESS",
+    )
+    options.add(
+        "--port",
+        _port,
+        DEFAULT_PORT,
+        f"port to listen on; 0 takes a free one (default {DEFAULT_PORT})",
+        "PORT",
+        metavar="PORT",
+    )
+    options.add(
+        "--app",
+        str,
+        DEFAULT_APP,
+        f"module or file with the tasks (default {DEFAULT_APP})",
+        "OFFLOAD_APP",
+        metavar="MODULE_OR_FILE",
+    )
+    options.add("--engine", str, "threads", "where tasks run: threads (default)", "OFFLOAD_ENGINE", metavar="ENGINE")
+    options.add(
+        "--workers",
+        _integer(1),
+        0,
+        "how many items are worked on at a time (default: one a core)",
+        "OFFLOAD_WORKERS",
+        metavar="COUNT",
+    )
+    options.add(
+        "--results", str, None, "where endings and results are recorded: sqlite:FILE, jsonl:FILE, none; repeatable "
+        "(default sqlite:results.sqlite)", metavar="SINK", action="append",
+    )  # fmt: skip
+    options.add(
+        "--keep", _number(0), None, "how many days results are kept (default: for ever)", "OFFLOAD_KEEP", metavar="DAYS"
+    )
+    options.add(
+        "--state-dir", Path, None, "folder with the server's key and its devices", "OFFLOAD_STATE_DIR", metavar="DIR"
+    )
+    options.add("--enroll", str, None, "let a device in: print the line to paste there, and exit", metavar="NAME")
+    options.add("--revoke", str, None, "shut a device out, and exit", metavar="NAME")
+    options.flag("--list-devices", "print the devices that may connect, and exit")
+    options.add(
+        "--drain",
+        _number(0, zero=True),
+        DRAIN_S,
+        f"at the end, seconds for what is on its way (default {DRAIN_S:g})",
+        "OFFLOAD_DRAIN",
+        metavar="SECONDS",
+    )
+    options.add("--report", Path, None, "write the run report", "OFFLOAD_REPORT", metavar="FILE.json")
+    options.flag("--no-tls", "no encryption; between loopback addresses only, for measurements")
+    given = parser.parse_args(argv)
+    results = given.results or environ.get("OFFLOAD_RESULTS", "").split() or ["sqlite:results.sqlite"]
+    return CloudConfig(
+        host=given.host,
+        port=given.port,
+        app=given.app,
+        engine=given.engine,
+        workers=given.workers or os.cpu_count() or 1,
+        results=tuple(results),
+        keep_days=given.keep,
+        state_dir=given.state_dir,
+        use_tls=not given.no_tls,
+        enroll=given.enroll,
+        revoke=given.revoke,
+        list_devices=given.list_devices,
+        drain_s=given.drain,
+        report=given.report,
+    )
+
+
+def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if value < least or (most is not None and value > most):
+            allowed = f"{least} or more" if most is None else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
+        return value
+
+    return convert
+
+
+def _number(above: float, zero: bool = False) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not (above < value < float("inf") or (zero and value == 0)):
+            raise argparse.ArgumentTypeError(f"{text} is not greater than {above:g}")
+        return value
+
+    return convert
+
+
+def _choice(*words: str) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text not in words:
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(words)}")
+        return text
+
+    return convert
+
+
+def _port(text: str) -> int:
+    return _integer(0, 65535)(text)
+
+
+def _codec(text: str) -> str:
+    if text in ("auto", "none", "lz4", "zstd"):
+        return text
+    quality = re.fullmatch(r"jpeg:(\d+)", text)
+    if quality and 1 <= int(quality[1]) <= 100:
+        return text
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not one of auto, none, lz4, zstd, jpeg:QUALITY with a quality of 1 to 100"
+    )
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(?:i?[bB])?", text)
+    if not match or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 2G")
+    return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
+
+
+def _link(text: str) -> EmulatedLink:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg])bit(?:,(\d+(?:\.\d+)?)ms)?", text, re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a rate such as 20mbit, or with a delay 20mbit,15ms")
+    bits = float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[match[2].lower()]
+    return EmulatedLink(bits / 8, float(match[3] or 0) / 1000)
+
+
+def _host_name() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", platform.node())[:64] or "device"

@@ -1,0 +1,509 @@
+"""The device's side, wired: pipeline -> link; the scheduler, the prints and the report on the main thread."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+from task_offload.agreement import chain_spec
+from task_offload.config import DeviceConfig
+from task_offload.emulated_cpu import EmulatedCpu
+from task_offload.errors import AppError, ConfigError, OffloadError
+from task_offload.observe.books import Books
+from task_offload.observe.load import LoadMeter
+from task_offload.observe.meters import DeviceMeters
+from task_offload.observe.report import load_report, write_report
+from task_offload.observe.watchdog import Watchdog
+from task_offload.pipeline import Pipeline
+from task_offload.runner import Kind, Runner, States, TaskErrorLog
+from task_offload.scheduling.mix import Mixer
+from task_offload.scheduling.observation import Decision, Policy, Route
+from task_offload.scheduling.step_policy import StepPolicy
+from task_offload.task import Chain, Item, load_app
+from task_offload.transport.emulation import LinkEmulator
+from task_offload.transport.link import DeviceSession, Link
+from task_offload.transport.loopback import check_no_tls_addresses, find_token
+from task_offload.transport.tokens import Token, check_device_name
+from task_offload.wire.codec import Encoder
+from task_offload.wire.messages import Costs, Ending, Totals, Welcome
+from task_offload.wire.outbox import Acked
+
+log = logging.getLogger(__name__)
+
+WINDOW_S = 3.0  # between prints of the throughput
+DECISION_S = 0.5  # between looks of the scheduler
+LOAD_S = 2.0
+MOST_WINDOWS = 10_000  # in the report: the newest, of a run of months
+MEMORY_SPOOL_BYTES = 64 * 1024 * 1024
+MOST_WORKERS = 8
+ROOM_ENTRIES = 2  # that wait for the window: one goes as soon as it opens, one follows
+
+
+def run_device(config: DeviceConfig) -> int:
+    """Runs a device in the mode that its config asks for. Returns the exit status.
+
+    Raises:
+        OffloadError: it cannot do its work; the message says why.
+    """
+    check_device_name(config.device_name)
+    chain = load_app(config.app)
+    if config.split is not None:
+        _check_split(config.split, chain)
+    return LocalRun(config, chain).run() if config.split is None else OffloadRun(config, chain).run()
+
+
+def _check_split(split: int, chain: Chain) -> None:
+    splits = chain.splits
+    if split not in splits:
+        most = len(chain.tasks) - 1
+        pins = " (others would break the pins of its tasks)" if 1 <= split <= most else ""
+        raise ConfigError(
+            f"a split of {split} is not possible: {chain.app} has {len(chain.tasks)} tasks, the last runs in the cloud, "
+            f"so choose {splits[0]} to {splits[-1]}{pins}"
+        )
+
+
+class _Signals:
+    """The first SIGINT or SIGTERM asks to stop, the second to stop at once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.woken = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._received)
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self.woken.set()
+
+
+class _Run:
+    """What both kinds of run have: a source, prints, windows, a report."""
+
+    def __init__(self, config: DeviceConfig, chain: Chain) -> None:
+        self.config = config
+        self.chain = chain
+        self.books = Books()
+        self.meters = DeviceMeters(len(chain.tasks), config.max_latency_s)
+        self.signals = _Signals()
+        self.load = LoadMeter()
+        self.watchdog = Watchdog()
+        self.began_at = time.monotonic()
+        self.windows: list[dict[str, Any]] = []
+        self._window_at = self.began_at
+        self._finished_before = 0
+        self._splits_before: dict[int, int] = {}
+
+    def open_source(self) -> float | None:
+        """Opens the app's source. Returns its rate, None if it is live or does not say."""
+        if self.chain.open_source is None:
+            if self.config.source is not None:
+                raise AppError(f"app {self.chain.app}: it takes no --source; give it an open_source(source)")
+            return None
+        rate = self.chain.open_source(self.config.source)
+        if rate is not None and not rate > 0:
+            raise AppError(f"app {self.chain.app}: open_source returned {rate!r}; it returns a rate above 0, or None")
+        return rate
+
+    @property
+    def live(self) -> bool:
+        """Whether the source cannot wait."""
+        return self.chain.open_source is not None and self.rate is None
+
+    rate: float | None = None
+
+    def pace_s(self) -> float | None:
+        if self.config.realtime and self.rate is not None:
+            return 1 / self.rate
+        return None
+
+    def window_due(self, now: float) -> bool:
+        return now - self._window_at >= WINDOW_S
+
+    def end_window(self, now: float, finished: int) -> None:
+        """Prints and notes the throughput of the last seconds."""
+        seconds = now - self._window_at
+        fps = (finished - self._finished_before) / seconds
+        splits = {n: count - self._splits_before.get(n, 0) for n, count in self.meters.splits.items()}
+        shares = _shares(splits)
+        self._window_at, self._finished_before, self._splits_before = now, finished, dict(self.meters.splits)
+        self.windows.append({"t": round(now - self.began_at, 3), "fps": round(fps, 3), "splits": shares})
+        del self.windows[:-MOST_WINDOWS]
+        _print(f"average throughput {fps:7.2f} FPS{self.describe(shares)}")
+
+    def describe(self, shares: Mapping[str, float]) -> str:
+        return ""
+
+    def report(self, duration_s: float, more: Mapping[str, Any]) -> dict[str, Any]:
+        latency = self.meters.latency
+        times = {f"p{p}": latency.percentile(p) for p in (50, 95, 99)}
+        return {
+            "schema": 1,
+            "mode": self.config.mode,
+            "tasks": list(self.chain.names),
+            "target_fps": self.config.target_fps,
+            "duration_s": round(duration_s, 3),
+            "items": self.books.items(),
+            "fps": round(self.books.finished / duration_s, 3) if duration_s > 0 else 0.0,
+            "windows": self.windows,
+            "latency_ms": {name: None if s is None else round(s * 1000, 3) for name, s in times.items()},
+            "splits": {str(n): count for n, count in sorted(self.meters.splits.items())},
+            "load": load_report(self.load.measure()),
+            "device_cpu_s": round(time.process_time(), 3),
+            "emulated": {
+                "cpu": self.config.emulate_cpu,
+                "link_bytes_per_s": self.config.emulate_link.bytes_per_s if self.config.emulate_link else None,
+                "link_delay_s": self.config.emulate_link.delay_s if self.config.emulate_link else None,
+            },
+            **more,
+        }
+
+    def finish(self, more: Mapping[str, Any]) -> None:
+        """Prints the summary and writes the report. Raises StoreError if that cannot be."""
+        duration_s = time.monotonic() - self.began_at
+        books = self.books
+        assert books.captured == books.ended, f"the books do not add up: {books}"
+        fps = books.finished / duration_s if duration_s > 0 else 0.0
+        p50, p99 = (self.meters.latency.percentile(p) for p in (50, 99))
+        times = f", latency p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms" if p50 and p99 else ""
+        _print(f"{books.summary()}; {duration_s:.1f} s, {fps:.2f} FPS{times}")
+        if self.config.report is not None:
+            write_report(self.config.report, self.report(duration_s, more))
+
+
+class LocalRun(_Run):
+    """Every task on this device, in one loop, on the main thread."""
+
+    def run(self) -> int:
+        config, chain, meters = self.config, self.chain, self.meters
+        if config.emulate_cpu is not None:
+            cpu: EmulatedCpu | None = EmulatedCpu(config.emulate_cpu)
+        else:
+            cpu = None
+        self.rate = self.open_source()
+        self.began_at = self._window_at = due = time.monotonic()
+        pace_s = self.pace_s()
+        runner, states, errors = Runner(chain), States(), TaskErrorLog(chain.names)
+        tasks = len(chain.tasks)
+        session = os.urandom(16).hex()
+        books = self.books
+        self.watchdog.ready()
+        _print(f"running all {tasks} tasks of {config.app} on this device; Ctrl-C ends it")
+        while not self.signals.count and (config.items is None or books.captured < config.items):
+            now = time.monotonic()
+            if self.window_due(now):
+                self.end_window(now, books.finished)
+                self.watchdog.beat()
+            if config.duration_s is not None and now - self.began_at >= config.duration_s:
+                break
+            if pace_s is not None:
+                if self.signals.woken.wait(max(0.0, due - now)):
+                    break
+                due = max(due + pace_s, time.monotonic() - pace_s)
+            item = Item(config.device_name, session, books.captured, time.time(), tasks)
+            if cpu is None:
+                outcome = runner.run(item, states, (), 0, tasks)
+            else:
+                with cpu.work():
+                    outcome = runner.run(item, states, (), 0, tasks)
+            if outcome.task == 0 and outcome.kind is Kind.FILTERED:
+                break
+            books.captured += 1
+            meters.captured += 1
+            meters.splits[tasks] += 1
+            if outcome.kind is Kind.COMPLETED:
+                books.completed += 1
+            elif outcome.kind is Kind.FILTERED:
+                books.filtered += 1
+            else:
+                errors.failed(outcome, config.device_name, item.sequence)
+                books.dropped["task_error"] += 1
+                if outcome.task == 0:
+                    self.signals.woken.wait(0.01)
+            meters.latency.add(sum(outcome.busy_ns[1:]) / 1e9)
+        self.watchdog.stopping()
+        self.finish({"decisions": [], "away_s": 0.0, "bytes_sent": 0, "cloud_cpu_s": 0.0, "reconnects": 0})
+        return 0
+
+
+class OffloadRun(_Run):
+    """The first tasks on this device, the rest in the cloud, in manual or automatic mode."""
+
+    def __init__(self, config: DeviceConfig, chain: Chain) -> None:
+        super().__init__(config, chain)
+        assert config.host is not None
+        assert config.split is not None
+        if not config.use_tls:
+            check_no_tls_addresses(config.host)
+        self.policy: Policy | None = None
+        if config.target_fps is not None:
+            self.policy = StepPolicy(chain.splits, config.split, config.target_fps)
+            self.decision = self.policy.start()
+        else:
+            self.decision = Decision({config.split: 1.0}, f"split {config.split}, as given")
+        self.mixer = Mixer(self.decision)
+        self.decisions: list[dict[str, Any]] = []
+        self.session = DeviceSession(os.urandom(16))
+        self.refused = False
+        self._local_route = Route(chain.splits[-1])
+        self._caught_up = True
+        self._newest = False
+        self._draining = False
+        self._welcomed = threading.Event()
+        self._link_busy_before = 0.0
+        address = (config.host, config.port)
+        self._emulator = LinkEmulator(config.emulate_link, address) if config.emulate_link else None
+        self.link = Link(
+            self._emulator.address if self._emulator else address,
+            config.device_name,
+            chain_spec(chain),
+            self._find_token,
+            [self.session],
+            self,
+            config.use_tls,
+        )
+        self.limit_bytes = MEMORY_SPOOL_BYTES
+
+    def _find_token(self) -> Token | None:
+        assert self.config.host is not None
+        return find_token(self.config.host, self.config.port) if self.config.use_tls else None
+
+    def run(self) -> int:
+        config = self.config
+        self.rate = self.open_source()
+        overload = config.overload or ("newest" if self.live else "block")
+        self._newest = overload == "newest"
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.cores = 1 if config.emulate_cpu else min(cores, MOST_WORKERS)
+        codec = "none" if config.codec == "auto" else config.codec
+        pipeline = Pipeline(
+            self.chain,
+            config.device_name,
+            self.session.session.hex(),
+            Encoder(self.chain.payload_types, config.picture_quality, codec),
+            codec,
+            self.meters,
+            self._next_route,
+            self._wait_for_room,
+            self.link.add,
+            self._newest,
+            self.cores,
+            self.pace_s(),
+            self.live or self.pace_s() is not None,
+            config.items,
+            config.duration_s,
+            EmulatedCpu(config.emulate_cpu) if config.emulate_cpu else None,
+        )
+        self.link.start()
+        self.watchdog.ready()
+        _print(f"{self.decision.reason}; server {config.host}:{config.port}")
+        if self._wait_for_server():
+            pipeline.start()
+            self.began_at = self._window_at = time.monotonic()
+            self._work(pipeline)
+            self._drain(pipeline)
+        self.link.abandon()
+        self.link.join(2.0)
+        return self._end(pipeline)
+
+    def _wait_for_server(self) -> bool:
+        """A device that starts before its server waits for it. False if the user stopped it, or it was refused."""
+        while not self._welcomed.is_set() and not self.link.ended and not self.signals.count:
+            self.watchdog.beat()
+            self._welcomed.wait(0.1)
+        return self._welcomed.is_set()
+
+    def _work(self, pipeline: Pipeline) -> None:
+        """Until the stream ends: prints, decisions, loads."""
+        observed_at = load_at = time.monotonic()
+        while not (pipeline.ended or self.link.ended or self.signals.count):
+            self.signals.woken.wait(0.05)
+            now = time.monotonic()
+            self.watchdog.beat()
+            if now - observed_at >= DECISION_S:
+                self._decide(now, now - observed_at)
+                observed_at = now
+            if self.window_due(now):
+                self.end_window(now, self.books.finished)
+            if now - load_at >= LOAD_S:
+                self.link.tell_load(self.load.measure())
+                load_at = now
+
+    def _decide(self, now: float, interval_s: float) -> None:
+        link_busy = self.link.busy_s()
+        backlog = self.meters.captured - self.books.ended
+        observation = self.meters.observe(
+            now, interval_s, backlog, link_busy - self._link_busy_before, self._source_rate(), self.cores,
+            1024, self.link.away_since is not None,
+        )  # fmt: skip
+        self._link_busy_before = link_busy
+        if self.policy is None:
+            return
+        decision = self.policy.decide(observation)
+        if decision is None:
+            return
+        self.mixer.follow(decision)
+        before, self.decision = self.decision, decision
+        if dict(before.shares) == dict(decision.shares) and before.codec == decision.codec:
+            return
+        _print(f"split {_in_words(before.shares)} -> {_in_words(decision.shares)}: {decision.reason}")
+        self.decisions.append(
+            {
+                "t": round(now - self.began_at, 3),
+                "from": _shares(before.shares),
+                "to": _shares(decision.shares),
+                "reason": decision.reason,
+                "predicted_fps": decision.predicted_fps,
+                "observed_fps": round(observation.fps, 3),
+            }
+        )
+        del self.decisions[:-MOST_WINDOWS]
+
+    def _source_rate(self) -> float | None:
+        if self.live or self.config.realtime:
+            return self.rate
+        return float("inf") if self.chain.open_source is not None else None
+
+    def _drain(self, pipeline: Pipeline) -> None:
+        """What is on its way is finished first; a second signal, or the time, ends that."""
+        asked = self.signals.count
+        pipeline.stop()
+        if asked:
+            _print(
+                f"stopping: finishing what is on its way, for {self.config.drain_s:g} s at most; Ctrl-C again stops at once"
+            )
+        deadline = time.monotonic() + self.config.drain_s
+        left = False
+        while not self.link.ended and self.signals.count <= asked:
+            self.watchdog.beat()
+            if pipeline.ended and not left:
+                left = True
+                self.link.leave()
+            now = time.monotonic()
+            if not asked and self.signals.count == asked and self.link.away_since is None:
+                deadline = now + self.config.drain_s  # the stream ended by itself: only an absent cloud cuts it short
+            if now >= deadline:
+                break
+            if self.window_due(now):
+                self.end_window(now, self.books.finished)
+            self.link.join(0.02)
+        if not pipeline.ended:
+            pipeline.abort()
+            with self.link.condition:
+                self._draining = True
+                self.link.condition.notify_all()
+
+    def _end(self, pipeline: Pipeline) -> int:
+        self.watchdog.stopping()
+        books = self.books
+        books.captured = self.meters.captured
+        with self.link.condition:
+            left = self.session.outbox.take_all()
+        for entry in left:
+            if entry.payload is not None:
+                books.dropped["undelivered"] += 1
+            elif entry.ending is Ending.FILTERED:
+                books.filtered += entry.count
+            else:
+                books.dropped[entry.detail.partition(":")[0]] += entry.count
+        if books.captured > books.ended:
+            books.dropped["stopped"] += books.captured - books.ended
+        away_s = self.link.away_s
+        if self.link.away_since is not None:
+            away_s += time.monotonic() - self.link.away_since
+        self.finish(
+            {
+                "decisions": self.decisions,
+                "away_s": round(away_s, 3),
+                "bytes_sent": self.meters.sent_bytes,
+                "cloud_cpu_s": round(books.cloud_cpu_s, 6),
+                "reconnects": max(0, self.link.connections - 1),
+            }
+        )
+        error = pipeline.error or self.link.error
+        if error is not None:
+            _complain(error)
+            return 1
+        return 130 if self.signals.count > 1 else 0
+
+    # -- for the pipeline -------------------------------------------------------------------------------------------
+
+    def _next_route(self) -> Route:
+        if self.link.away_since is not None:
+            return self._local_route  # as many tasks here as the pins allow
+        return self.mixer.next_route()
+
+    def _wait_for_room(self) -> bool:
+        """Waits until the link can take another item. While the cloud is away, its spool is the room."""
+        link, outbox = self.link, self.session.outbox
+        with link.condition:
+            while not self._draining and not link.ended:
+                if link.away_since is not None:
+                    self._caught_up = False
+                elif not self._caught_up and outbox.waiting_entries < ROOM_ENTRIES:
+                    self._caught_up = True
+                if self._caught_up:
+                    if outbox.waiting_entries < ROOM_ENTRIES:
+                        return True
+                elif outbox.waiting_bytes + outbox.sent_bytes < self.limit_bytes:
+                    return True
+                elif self._newest and outbox.drop_oldest_waiting("spool_full"):
+                    self.meters.dropped()
+                    continue
+                link.condition.wait(1.0)
+            return False
+
+    # -- for the link, on its thread --------------------------------------------------------------------------------
+
+    def welcomed(self, session: DeviceSession, welcome: Welcome) -> None:
+        self.meters.workers, self.meters.main_share = welcome.workers, welcome.main_share
+        if welcome.source_differs:
+            log.warning("the server's app has another source than this device's; results may differ")
+        log.info("connected to %s:%d", self.config.host, self.config.port)
+        self._welcomed.set()
+
+    def learned(self, session: DeviceSession, acked: list[Acked], totals: Totals) -> None:
+        now, unix_now = time.monotonic(), time.time()
+        for entry, items in acked:
+            self.meters.acked(
+                entry.payload.size_bytes if entry.payload else 0,
+                now - entry.sent_at if entry.sent_at else None,
+                max(0.0, unix_now - (entry.last_captured_at or entry.captured_at)),
+                items,
+            )
+        self.meters.finished(self.books.learn(totals))
+
+    def cost(self, costs: Costs) -> None:
+        self.meters.cost(costs)
+
+    def sent(self, size_bytes: int, busy_s: float) -> None:
+        self.meters.sent(size_bytes, busy_s)
+
+    def away(self, reason: str) -> None:
+        pass  # the link logs it; the route changes by itself
+
+
+def _shares(counts: Mapping[int, float]) -> dict[str, float]:
+    total = sum(counts.values())
+    return {str(n): round(count / total, 4) for n, count in sorted(counts.items()) if count} if total else {}
+
+
+def _in_words(shares: Mapping[int, float]) -> str:
+    if len(shares) == 1:
+        return str(next(iter(shares)))
+    return " + ".join(f"{n} ({share:.0%})" for n, share in sorted(shares.items()))
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
+
+
+def _complain(error: OffloadError) -> None:
+    print(f"iot_client_coordinator.py: {error}", file=sys.stderr, flush=True)

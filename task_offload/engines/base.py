@@ -1,0 +1,108 @@
+"""What an engine does. In: units of work. Out: their outcomes, in any order, on any thread.
+
+A unit is what the cloud does with one item up to the last task: decode its payload, run the tasks between.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter_ns, thread_time_ns
+from typing import Any, Protocol
+
+from task_offload.errors import ProtocolError
+from task_offload.runner import Kind, Outcome, Runner, States
+from task_offload.task import Item
+from task_offload.wire.codec import Decoder
+
+
+class Lane:
+    """The units of one session, as an engine queues them. An engine's lock guards it.
+
+    Attributes:
+        states: what the session's stateful tasks keep.
+        units: those that wait, in sequence order.
+        running: how many are being worked on.
+    """
+
+    __slots__ = ("running", "states", "units")
+
+    def __init__(self) -> None:
+        self.states = States()
+        self.units: deque[Unit] = deque()
+        self.running = 0
+
+
+@dataclass(slots=True)
+class Unit:
+    """One item's work in the cloud.
+
+    Attributes:
+        lane: its session's queue.
+        item: what its tasks may know.
+        head, body: its payload, as `Decoder.decode` takes it.
+        tag: the codec's tag, as the device gave it.
+        owner: whatever the engine's caller needs to find its way back.
+        received_ns: busy time for receiving it.
+        arrived_ns: when it was handed to the engine, on `perf_counter_ns`.
+    """
+
+    lane: Lane
+    item: Item
+    head: memoryview
+    body: memoryview | None
+    tag: int
+    owner: Any
+    received_ns: int = 0
+    arrived_ns: int = 0
+
+
+@dataclass(slots=True)
+class Done:
+    """A unit's outcome, with what it cost.
+
+    Attributes:
+        outcome: FAILED with a ProtocolError for a payload that may not be decoded.
+        decode_ns: busy time for decoding.
+        queued_ns: how long it waited for a worker.
+        cpu_ns: CPU time for all of it.
+    """
+
+    unit: Unit
+    outcome: Outcome
+    decode_ns: int
+    queued_ns: int
+    cpu_ns: int
+
+
+class Engine(Protocol):
+    """Runs units. For each one that is submitted `finished` is called once."""
+
+    def submit(self, unit: Unit) -> None:
+        """Takes a unit. Units of one lane come in sequence order. Never blocks."""
+
+    def forget(self, lane: Lane) -> None:
+        """Drops what waits in a lane, without a call of `finished`."""
+
+    def close(self) -> None:
+        """Ends the workers. What waits is not run."""
+
+
+Finished = Callable[[Done], None]
+_EMPTY = memoryview(b"")
+
+
+def work(unit: Unit, decoder: Decoder, runner: Runner, last: int) -> Done:
+    """Decodes a unit's payload and runs its tasks up to, not with, the last one, whose index is `last`."""
+    began_ns, cpu_ns = perf_counter_ns(), thread_time_ns()
+    split = unit.item.split
+    try:
+        args = decoder.decode(unit.head, _EMPTY if unit.body is None else unit.body)
+        decoded_ns = perf_counter_ns()
+        outcome = runner.run(unit.item, unit.lane.states, args, split, last)
+    except ProtocolError as error:
+        decoded_ns = perf_counter_ns()
+        outcome = Outcome(Kind.FAILED, split, error, [])
+    unit.head, unit.body = _EMPTY, None  # so that the memory is free as soon as no array refers to it
+    return Done(unit, outcome, decoded_ns - began_ns, began_ns - unit.arrived_ns, thread_time_ns() - cpu_ns)

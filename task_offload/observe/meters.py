@@ -1,0 +1,188 @@
+"""What a device's scheduler needs to know, counted. In: what each item cost. Out: one observation for each interval."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Sequence
+
+from task_offload.observe.latency import LatencyHistogram
+from task_offload.scheduling.observation import Observation, PayloadCost, TaskCost
+from task_offload.wire.messages import Costs
+
+
+class _Tasks:
+    """Items, busy seconds and survivors of each task on one side."""
+
+    def __init__(self, tasks: int) -> None:
+        self._tasks = tasks
+        self.clear()
+
+    def clear(self) -> None:
+        self.items = [0] * self._tasks
+        self.busy_s = [0.0] * self._tasks
+        self.survived = [0] * self._tasks
+
+    def take(self) -> tuple[TaskCost, ...]:
+        costs = tuple(map(TaskCost, self.items, self.busy_s, self.survived))
+        self.clear()
+        return costs
+
+
+class DeviceMeters:
+    """Counters and sums since the observation before. Threads may share it."""
+
+    def __init__(self, tasks: int, max_latency_s: float | None = None) -> None:
+        self._max_latency_s = max_latency_s or math.inf
+        self._lock = threading.Lock()
+        self._device = _Tasks(tasks)
+        self._cloud = _Tasks(tasks)
+        self._payloads: dict[tuple[int, str], list[float]] = {}  # items, bytes, encode s, decoded, decode s
+        self._tags: list[str] = []
+        self.latency = LatencyHistogram()
+        self.splits: Counter[int] = Counter()  # of the whole run
+        self.captured = 0  # of the whole run, as all below up to `_clear`
+        self.sent_bytes = 0
+        self.workers, self.main_share = 1.0, 1.0
+        self._captured_before = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._finished = self._dropped = self._acked = self._late = 0
+        self._acked_bytes = self._interval_sent_bytes = 0
+        self._rtt_s = self._latency_s = self._sent_busy_s = self._held_s = 0.0
+        self._latencies = self._queued = 0
+        self._queue_s = self._transfer_s = 0.0
+        self._transfer_bytes = 0
+
+    def tag(self, codec: str) -> int:
+        """The number that stands for a codec on the wire."""
+        if codec not in self._tags:
+            self._tags.append(codec)
+        return self._tags.index(codec)
+
+    def ran(self, first: int, busy_ns: Sequence[int], survived: bool) -> None:
+        """Tasks from index `first` on ran on the device; `survived`: the last of them let the item continue."""
+        with self._lock:
+            for index, ns in enumerate(busy_ns, first):
+                self._device.items[index] += 1
+                self._device.busy_s[index] += ns / 1e9
+                self._device.survived[index] += 1
+            if not survived:
+                self._device.survived[first + len(busy_ns) - 1] -= 1
+
+    def encoded(self, split: int, codec: str, size_bytes: int, busy_s: float) -> None:
+        """A payload was encoded."""
+        with self._lock:
+            payload = self._payload(split, codec)
+            payload[0] += 1
+            payload[1] += size_bytes
+            payload[2] += busy_s
+
+    def sent(self, size_bytes: int, busy_s: float) -> None:
+        """Bytes were handed to the system."""
+        with self._lock:
+            self.sent_bytes += size_bytes
+            self._interval_sent_bytes += size_bytes
+            self._sent_busy_s += busy_s
+
+    def held(self, seconds: float) -> None:
+        """The first task waited because what follows it had no room."""
+        with self._lock:
+            self._held_s += seconds
+
+    def dropped(self, items: int = 1) -> None:
+        """Items were given up because something could not keep up."""
+        with self._lock:
+            self._dropped += items
+
+    def acked(self, size_bytes: int, round_trip_s: float | None, latency_s: float, items: int) -> None:
+        """An entry was acknowledged; `round_trip_s` is None if it was not sent on this connection."""
+        with self._lock:
+            self._acked_bytes += size_bytes
+            if round_trip_s is not None:
+                self._acked += items
+                self._rtt_s += round_trip_s * items
+            self.latency.add(latency_s, items)
+            self._latency_s += latency_s * items
+            self._latencies += items
+            if latency_s > self._max_latency_s:
+                self._late += items
+
+    def finished(self, items: int) -> None:
+        """The device learned that items are finished."""
+        with self._lock:
+            self._finished += items
+
+    def cost(self, costs: Costs) -> None:
+        """The cloud told its costs."""
+        with self._lock:
+            self.workers, self.main_share = costs.workers, costs.main_share
+            self._queue_s += costs.queue_us / 1e6
+            self._queued += costs.queued
+            self._transfer_bytes += costs.transfer_bytes
+            self._transfer_s += costs.transfer_us / 1e6
+            for task in costs.tasks:
+                if task.task < len(self._cloud.items):
+                    self._cloud.items[task.task] += task.items
+                    self._cloud.busy_s[task.task] += task.busy_us / 1e6
+                    self._cloud.survived[task.task] += task.survived
+            for cost in costs.payloads:
+                if cost.tag < len(self._tags):
+                    payload = self._payload(cost.split, self._tags[cost.tag])
+                    payload[3] += cost.items
+                    payload[4] += cost.busy_us / 1e6
+
+    def _payload(self, split: int, codec: str) -> list[float]:
+        return self._payloads.setdefault((split, codec), [0, 0, 0.0, 0, 0.0])
+
+    def observe(
+        self,
+        now_s: float,
+        interval_s: float,
+        backlog: int,
+        link_busy_s: float,
+        source_rate: float | None,
+        cores: int,
+        window: int,
+        away: bool,
+    ) -> Observation:
+        """What happened since the observation before. See `Observation` for the arguments."""
+        with self._lock:
+            send_s_per_byte = self._sent_busy_s / self._interval_sent_bytes if self._interval_sent_bytes else 0.0
+            payloads = {
+                key: PayloadCost(int(items), int(size), encode_s + size * send_s_per_byte, int(decoded), decode_s)
+                for key, (items, size, encode_s, decoded, decode_s) in self._payloads.items()
+            }
+            observation = Observation(
+                now_s=now_s,
+                interval_s=interval_s,
+                captured=self.captured - self._captured_before,
+                finished=self._finished,
+                dropped=self._dropped,
+                device=self._device.take(),
+                cloud=self._cloud.take(),
+                payloads=payloads,
+                acked_bytes=self._acked_bytes,
+                link_busy_s=link_busy_s,
+                rtt_s=self._rtt_s / self._acked if self._acked else None,
+                acked=self._acked,
+                queue_s=self._queue_s / self._queued if self._queued else 0.0,
+                backlog=backlog,
+                source_rate=source_rate,
+                cores=cores,
+                workers=self.workers,
+                main_share=self.main_share,
+                window=window,
+                in_local_outage=away,
+                held_s=self._held_s,
+                transfer_bytes=self._transfer_bytes,
+                transfer_s=self._transfer_s,
+                latency_s=self._latency_s / self._latencies if self._latencies else None,
+                late=self._late,
+            )
+            self._captured_before = self.captured
+            self._payloads.clear()
+            self._clear()
+            return observation

@@ -1,0 +1,283 @@
+"""The device's stages before the link. In: items of the first task. Out: entries for the outbox, in sequence order.
+
+    capture (first task, one thread) -> queue -> workers (tasks 2...N, encoding) -> order restored -> link
+
+`block` makes the first task wait while there is no room behind it; with `newest` the oldest waiting item is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter_ns, thread_time_ns
+from typing import Any
+
+from task_offload.emulated_cpu import EmulatedCpu
+from task_offload.errors import OffloadError, PayloadError
+from task_offload.observe.meters import DeviceMeters
+from task_offload.runner import Kind, Outcome, Runner, States, TaskErrorLog
+from task_offload.scheduling.observation import Route
+from task_offload.task import Chain, Item
+from task_offload.wire.codec import Encoder
+from task_offload.wire.messages import Ending
+from task_offload.wire.outbox import Entry
+
+log = logging.getLogger(__name__)
+
+LONGEST_PAUSE_S = 1.0  # between failures of the first task, so that a broken sensor does not make it spin
+
+
+@dataclass(slots=True)
+class _Captured:
+    item: Item
+    args: tuple[Any, ...]
+    codec: str | None
+
+
+class Pipeline:
+    """Captures items and makes entries of them, until the stream ends or `stop` is called.
+
+    Arguments:
+        chain: the app's tasks.
+        device, session: this device's name and this run's session, as `current_item()` gives them.
+        encoder: makes payloads.
+        codec: what it does where a route does not say.
+        meters: hears what everything costs.
+        next_route: the split and codec of the next item.
+        wait_for_room: waits until there is room behind the workers; False if that will not be any more.
+        put: takes the entries, in sequence order.
+        newest: drop the oldest waiting item instead of waiting.
+        workers: threads that run tasks 2 to N; one if any of them may keep state.
+        pace: seconds between items, or None to take them as they come.
+        live: the first task waits for its sensor, so only its CPU time counts as busy.
+        items, duration_s: where to end.
+        cpu: the emulated processor, or None.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        device: str,
+        session: str,
+        encoder: Encoder,
+        codec: str,
+        meters: DeviceMeters,
+        next_route: Callable[[], Route],
+        wait_for_room: Callable[[], bool],
+        put: Callable[[Entry], None],
+        newest: bool,
+        workers: int,
+        pace_s: float | None = None,
+        live: bool = False,
+        items: int | None = None,
+        duration_s: float | None = None,
+        cpu: EmulatedCpu | None = None,
+    ) -> None:
+        self._chain = chain
+        self._device = device
+        self._session = session
+        self._encoder = encoder
+        self._codec = codec
+        self._meters = meters
+        self._next_route = next_route
+        self._wait_for_room = wait_for_room
+        self._put = put
+        self._newest = newest
+        self._pace_s = pace_s
+        self._live = live
+        self._items = items
+        self._duration_s = duration_s
+        self._cpu = cpu
+        self._runner = Runner(chain)
+        self._states = States()
+        self._errors = TaskErrorLog(chain.names)
+        self._waiting: deque[_Captured] = deque()
+        self._changed = threading.Condition()
+        self._stop = threading.Event()
+        self._aborted = False
+        self._captured_all = False
+        self._order = threading.Lock()
+        self._done: dict[int, Entry] = {}
+        self._next_sequence = 0
+        if chain.stateful_between(1, chain.splits[-1]):
+            workers = 1
+        self._room = workers + 1
+        self.error: OffloadError | None = None
+        self._capture_thread = threading.Thread(target=self._capture, name="capture", daemon=True)
+        self._workers = [
+            threading.Thread(target=self._work, name=f"compute-{number}", daemon=True) for number in range(workers)
+        ]
+
+    def start(self) -> None:
+        for thread in (self._capture_thread, *self._workers):
+            thread.start()
+
+    def stop(self) -> None:
+        """Captures nothing more; what is captured goes on."""
+        self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def abort(self) -> None:
+        """Gives up what is captured too."""
+        self._aborted = True
+        self.stop()
+
+    @property
+    def ended(self) -> bool:
+        """Whether every captured item has become an entry, or was given up."""
+        return not self._capture_thread.is_alive() and not any(thread.is_alive() for thread in self._workers)
+
+    # -- the capture thread -----------------------------------------------------------------------------------------
+
+    def _capture(self) -> None:
+        try:
+            self._capture_all()
+        except OffloadError as error:
+            self.error = error
+        except Exception as error:
+            log.exception("capturing failed")
+            self.error = OffloadError(f"capturing failed: {error!r}")
+        finally:
+            with self._changed:
+                self._captured_all = True
+                self._changed.notify_all()
+
+    def _capture_all(self) -> None:
+        began = due = time.monotonic()
+        failures = 0
+        meters = self._meters
+        while not self._stop.is_set() and (self._items is None or meters.captured < self._items):
+            if self._duration_s is not None and time.monotonic() - began >= self._duration_s:
+                return
+            if self._pace_s is not None:
+                if self._stop.wait(max(0.0, due - time.monotonic())):
+                    return
+                due = max(due + self._pace_s, time.monotonic() - self._pace_s)
+            route = self._next_route()
+            sequence = meters.captured
+            item = Item(self._device, self._session, sequence, time.time(), route.split)
+            outcome = self._first_task(item)
+            if outcome.kind is Kind.FILTERED:
+                return
+            item.captured_at = time.time()
+            meters.captured += 1
+            if outcome.kind is Kind.FAILED:
+                self._end(item, Ending.DROPPED, self._failure(outcome, item))
+                failures += 1
+                self._stop.wait(min(LONGEST_PAUSE_S, 0.001 * 2 ** min(failures, 12)))
+                continue
+            failures = 0
+            meters.ran(0, outcome.busy_ns, True)
+            self._enqueue(_Captured(item, outcome.value, route.codec))
+
+    def _first_task(self, item: Item) -> Outcome:
+        cpu_ns = thread_time_ns()
+        with self._stretched():
+            outcome = self._runner.run(item, self._states, (), 0, 1)
+        factor = self._cpu.factor if self._cpu else 1.0
+        if self._live or self._cpu:
+            outcome.busy_ns[0] = int((thread_time_ns() - cpu_ns) * factor)
+        return outcome
+
+    def _stretched(self) -> AbstractContextManager[None]:
+        return self._cpu.work() if self._cpu is not None else nullcontext()
+
+    def _enqueue(self, captured: _Captured) -> None:
+        dropped: _Captured | None = None
+        with self._changed:
+            if self._newest:
+                if len(self._waiting) >= self._room:
+                    dropped = self._waiting.popleft()
+            elif len(self._waiting) >= self._room:
+                started = time.monotonic()
+                while len(self._waiting) >= self._room and not self._aborted:
+                    self._changed.wait()
+                self._meters.held(time.monotonic() - started)
+            self._waiting.append(captured)
+            self._changed.notify()
+        if dropped is not None:
+            self._meters.dropped()
+            self._end(dropped.item, Ending.DROPPED, "overload")
+
+    # -- the workers' threads ---------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        try:
+            while self._wait_for_item() and self._wait_for_room() and not self._aborted:
+                if (captured := self._take()) is not None:
+                    self._process(captured)
+        except Exception as error:
+            log.exception("a worker failed")
+            self.error = OffloadError(f"a worker failed: {error!r}")
+            self.abort()
+
+    def _wait_for_item(self) -> bool:
+        """Waits until an item is captured; False if there will be none any more."""
+        with self._changed:
+            while not self._waiting:
+                if self._captured_all or self._aborted:
+                    return False
+                self._changed.wait()
+            return True
+
+    def _take(self) -> _Captured | None:
+        with self._changed:
+            if not self._waiting:
+                return None  # another worker was faster
+            captured = self._waiting.popleft()
+            self._changed.notify_all()
+            return captured
+
+    def _process(self, captured: _Captured) -> None:
+        item = captured.item
+        args = captured.args
+        captured.args = ()  # so that nothing here keeps an array longer than its item needs it
+        if item.split > 1:
+            with self._stretched():
+                outcome = self._runner.run(item, self._states, args, 1, item.split)
+            if self._cpu is not None:
+                outcome.busy_ns[:] = [int(ns * self._cpu.factor) for ns in outcome.busy_ns]
+            self._meters.ran(1, outcome.busy_ns, outcome.kind is Kind.CONTINUED)
+            if outcome.kind is Kind.FILTERED:
+                self._end(item, Ending.FILTERED, self._chain.names[outcome.task])
+                return
+            if outcome.kind is Kind.FAILED:
+                self._end(item, Ending.DROPPED, self._failure(outcome, item))
+                return
+            args = outcome.value
+        self._encode(item, args, captured.codec)
+
+    def _encode(self, item: Item, args: tuple[Any, ...], codec: str | None) -> None:
+        started_ns = perf_counter_ns()
+        try:
+            with self._stretched():
+                payload = self._encoder.encode(args, codec)
+        except PayloadError as error:
+            outcome = Outcome(Kind.FAILED, item.split - 1, error, [])
+            self._end(item, Ending.DROPPED, self._failure(outcome, item))
+            return
+        codec = codec or self._codec
+        self._meters.encoded(item.split, codec, payload.size_bytes, (perf_counter_ns() - started_ns) / 1e9)
+        self._in_order(Entry(item.sequence, item.split, item.captured_at, payload, self._meters.tag(codec)))
+
+    def _failure(self, outcome: Outcome, item: Item) -> str:
+        return f"task_error: {self._errors.failed(outcome, item.device, item.sequence)}"
+
+    def _end(self, item: Item, ending: Ending, detail: str) -> None:
+        """The item ends here."""
+        self._in_order(Entry(item.sequence, item.split, item.captured_at, ending=ending, detail=detail))
+
+    def _in_order(self, entry: Entry) -> None:
+        """Hands entries on when all before them have been."""
+        with self._order:
+            self._meters.splits[entry.split] += 1
+            self._done[entry.sequence] = entry
+            while (following := self._done.pop(self._next_sequence, None)) is not None:
+                self._next_sequence += 1
+                self._put(following)

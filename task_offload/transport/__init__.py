@@ -1,0 +1,1 @@
+"""Sockets and TLS, and who may connect: the only place with them."""

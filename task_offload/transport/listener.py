@@ -1,0 +1,462 @@
+"""The cloud's side of the way: all connections of all devices. In: what devices send. Out: events, in their order.
+
+One thread owns every connection and waits for all of them at once. A body is received into memory of its own. What a
+peer can cause here is a closed connection, a line in the log, and a count.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import selectors
+import socket
+import ssl
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter_ns
+from typing import Any, Protocol
+
+from task_offload.errors import ConfigError, LinkError, ProtocolError
+from task_offload.transport.stream import Stream, Waker, tune
+from task_offload.wire.framing import BEFORE_AUTHENTICATION, FrameLimits, FrameReader
+from task_offload.wire.memory import MemoryPool
+from task_offload.wire.messages import PING, Hello, Refusal, RefusalMessage
+from task_offload.wire.session import Arrived, CloudEvent, CloudSide, Liveness
+
+log = logging.getLogger(__name__)
+
+READ_BUDGET_BYTES = 1024 * 1024  # of one connection before the others have their turn
+TICK_S = 0.25
+
+
+@dataclass(frozen=True)
+class ListenerLimits:
+    """What strangers and devices may take.
+
+    Attributes:
+        connections: all of them; more wait in the system's queue.
+        greeting: connections that have not introduced themselves yet, in all; more wait in the system's queue.
+        greeting_per_address: the same from one address; more are closed. Devices behind one router share it.
+        greeting_s: time to introduce oneself, the TLS handshake included.
+        heartbeat_s, silence_s: as in `Welcome`. A vanished device is noticed after `silence_s`.
+        frames: size of a device's messages.
+        outgoing_bytes: what may wait for a device that does not read.
+        free_bytes: memory kept for bodies between messages.
+        log_lines_per_minute: about one address; the rest is only counted.
+    """
+
+    connections: int = 4096
+    greeting: int = 1024
+    greeting_per_address: int = 512
+    greeting_s: float = 10.0
+    heartbeat_s: float = 2.0
+    silence_s: float = 8.0
+    frames: FrameLimits = FrameLimits()
+    outgoing_bytes: int = 1024 * 1024
+    free_bytes: int = 64 * 1024 * 1024
+    log_lines_per_minute: int = 10
+
+
+class Connection:
+    """One device's connection. Belongs to the listener's thread.
+
+    Attributes:
+        address: the peer's numeric address.
+        session: what the handler keeps with it.
+        receive_ns: busy time for receiving since the handler last took it.
+        transfer_ns, transfer_bytes: of bodies that came in pieces, the time from the first piece to the last, and
+            their size, since the handler last took them.
+    """
+
+    def __init__(self, stream: Stream, address: str, side: CloudSide, reader: FrameReader, now_s: float) -> None:
+        self.stream = stream
+        self.address = address
+        self.side = side
+        self.reader = reader
+        self.opened_at = now_s
+        self.liveness: Liveness | None = None
+        self.session: Any = None
+        self.receive_ns = 0
+        self.transfer_ns = 0
+        self.transfer_bytes = 0
+        self.body_began_ns: int | None = None
+        self.secure = False
+        self.paused = False
+        self.closed = False
+
+    def send(self, message: bytes) -> None:
+        """Queues a message; the listener sends it before it waits again."""
+        self.stream.queue([message])
+
+
+class ListenerHandler(Protocol):
+    """Who hears what comes. All methods are called on the listener's thread and must be quick."""
+
+    def greeted(self, connection: Connection, hello: Hello) -> None:
+        """A device introduced itself. Call `Listener.accept` or `Listener.refuse`."""
+
+    def arrived(self, connection: Connection, event: CloudEvent) -> None:
+        """An accepted device sent something. Raises ProtocolError if it makes no sense."""
+
+    def closed(self, connection: Connection, reason: str) -> None:
+        """An accepted device's connection is closed."""
+
+    def flush(self) -> None:
+        """Somebody called `wake`, or something came: send what there is to send."""
+
+    def tick(self) -> None:
+        """Called a few times a second."""
+
+
+class Listener:
+    """Listens on one port. After `start` the handler's methods are called until `close`.
+
+    Raises:
+        ConfigError: the port cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        handler: ListenerHandler,
+        new_side: Callable[[], CloudSide],
+        tls: ssl.SSLContext | None = None,
+        limits: ListenerLimits = ListenerLimits(),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._handler = handler
+        self._new_side = new_side
+        self._tls = tls
+        self._limits = limits
+        self._clock = clock
+        self._memory = MemoryPool(limits.free_bytes)
+        self._socket = _listen(host, port)
+        self.port: int = self._socket.getsockname()[1]
+        self._selector = selectors.DefaultSelector()
+        self._waker = Waker()
+        self._selector.register(self._socket, selectors.EVENT_READ)
+        self._selector.register(self._waker, selectors.EVENT_READ)
+        self._accepting = True
+        self._connections: set[Connection] = set()
+        self._greeting = 0
+        self._greeting_from: Counter[str] = Counter()
+        self._unread: list[Connection] = []  # bytes wait inside TLS, or the budget was spent
+        self._unsent: set[Connection] = set()
+        self._lines: defaultdict[str, int] = defaultdict(int)
+        self._lines_since = clock()
+        self.rejected: Counter[str] = Counter()
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Makes the listener's thread call the handler's `flush`. Any thread may call it."""
+        self._waker.wake()
+
+    def close(self) -> None:
+        """Sends what is queued as far as sockets take it at once, and closes everything."""
+        self._stop = True
+        self._waker.wake()
+        if self._thread.is_alive():
+            self._thread.join(5.0)
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    # -- for the handler, on the listener's thread ------------------------------------------------------------------
+
+    def accept(self, connection: Connection, session: Any, welcome: bytes) -> None:
+        """Lets a device in that has introduced itself."""
+        connection.session = session
+        connection.side.open()
+        connection.reader.limits = self._limits.frames
+        connection.liveness = Liveness(self._limits.heartbeat_s, self._limits.silence_s, self._clock())
+        self._greeted(connection)
+        connection.send(welcome)
+        self._unsent.add(connection)
+
+    def refuse(self, connection: Connection, code: Refusal, message: str, retry_after_s: float = 0.0) -> None:
+        """Says why, and closes the connection."""
+        self.rejected[code.name.lower()] += 1
+        self._say(connection, f"refused: {message}")
+        connection.send(RefusalMessage(code, message, retry_after_s).encode())
+        self._close(connection, message)
+
+    def send(self, connection: Connection, message: bytes) -> None:
+        """Sends a message to an accepted device."""
+        connection.send(message)
+        self._unsent.add(connection)
+
+    def pause(self, connection: Connection, paused: bool) -> None:
+        """Stops or resumes reading from a device."""
+        if connection.paused != paused and not connection.closed:
+            connection.paused = paused
+            self._watch(connection)
+
+    def dismiss(self, connection: Connection) -> None:
+        """Closes a connection whose device has left in good order."""
+        connection.side.close()
+        self._close(connection, "it left")
+
+    # -- the listener's thread --------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        next_tick = self._clock() + TICK_S
+        try:
+            while not self._stop:
+                timeout_s = 0.0 if self._unread else max(0.0, next_tick - self._clock())
+                events = self._selector.select(timeout_s)
+                unread, self._unread = self._unread, []
+                for connection in unread:
+                    self._readable(connection)
+                for key, mask in events:
+                    if key.fileobj is self._socket:
+                        self._accept()
+                    elif key.fileobj is self._waker:
+                        self._waker.drain()
+                    else:
+                        self._ready(key.data, mask)
+                self._handler.flush()
+                self._send_queued()
+                if self._clock() >= next_tick:
+                    self._tick()
+                    next_tick = self._clock() + TICK_S
+        except Exception:
+            log.exception("the listener failed")
+        finally:
+            self._handler.flush()
+            self._send_queued()
+            for connection in list(self._connections):
+                self._close(connection, "the server stops")
+            self._selector.close()
+            self._waker.close()
+            self._socket.close()
+
+    def _accept(self) -> None:
+        for _ in range(64):
+            if len(self._connections) >= self._limits.connections or self._greeting >= self._limits.greeting:
+                self._set_accepting(False)
+                return
+            try:
+                sock, address = self._socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # the peer is gone already, or no descriptor is free
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self._set_accepting(False)
+                    log.warning("no file descriptor is free for another connection; raise the limit (ulimit -n)")
+                return
+            self._open(sock, address[0])
+
+    def _open(self, sock: socket.socket, address: str) -> None:
+        if self._greeting_from[address] >= self._limits.greeting_per_address:
+            self.rejected["connections"] += 1
+            sock.close()
+            return
+        try:
+            tune(sock)
+            sock.setblocking(False)
+            if self._tls is not None:
+                sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        except (OSError, ssl.SSLError):
+            sock.close()
+            return
+        reader = FrameReader(self._memory, BEFORE_AUTHENTICATION)
+        connection = Connection(Stream(sock), address, self._new_side(), reader, self._clock())
+        self._connections.add(connection)
+        self._greeting += 1
+        self._greeting_from[address] += 1
+        self._selector.register(connection.stream, selectors.EVENT_READ, connection)
+
+    def _set_accepting(self, accepting: bool) -> None:
+        if accepting != self._accepting:
+            self._accepting = accepting
+            if accepting:
+                self._selector.register(self._socket, selectors.EVENT_READ)
+            else:
+                self._selector.unregister(self._socket)
+
+    def _greeted(self, connection: Connection) -> None:
+        """It is no stranger any more, or is gone."""
+        self._greeting -= 1
+        self._greeting_from[connection.address] -= 1
+        if not self._greeting_from[connection.address]:
+            del self._greeting_from[connection.address]
+
+    def _ready(self, connection: Connection, mask: int) -> None:
+        if connection.closed:
+            return
+        if mask & selectors.EVENT_WRITE:
+            self._flush(connection)
+        if mask & selectors.EVENT_READ or not connection.secure:
+            self._readable(connection)
+
+    def _readable(self, connection: Connection) -> None:
+        """Receives, and hands on what came, until nothing is there, or others must have their turn."""
+        if connection.closed or connection.paused:
+            return
+        try:
+            if not connection.secure:
+                connection.secure = connection.stream.shake_hands()
+                self._watch(connection)
+                if not connection.secure:
+                    return
+            self._receive(connection)
+        except LinkError as error:
+            if connection.liveness is None:
+                self.rejected["connection"] += 1
+                self._say(connection, str(error))
+            self._close(connection, str(error))
+        except ProtocolError as error:
+            self.refuse(connection, Refusal.PROTOCOL, str(error))
+
+    def _receive(self, connection: Connection) -> None:
+        budget_bytes = READ_BUDGET_BYTES
+        while not connection.closed and not connection.paused:
+            started_ns = perf_counter_ns()
+            buffer = connection.reader.buffer()
+            count = connection.stream.receive_into(buffer)
+            if count is None:
+                break
+            if count == 0:
+                self._close(connection, "the device closed the connection")
+                return
+            budget_bytes -= count
+            frames = connection.reader.received(count)
+            now_ns = perf_counter_ns()
+            connection.receive_ns += now_ns - started_ns
+            if frames and connection.body_began_ns is not None:
+                connection.transfer_ns += now_ns - connection.body_began_ns
+                connection.transfer_bytes += len(frames[0].body or b"")
+                connection.body_began_ns = None
+            if connection.body_began_ns is None and connection.reader.in_body:
+                connection.body_began_ns = now_ns
+            for frame in frames:
+                event = connection.side.receive(frame)
+                if event is None:
+                    continue
+                if type(event) is Arrived:
+                    self._handler.arrived(connection, event)
+                elif isinstance(event, Hello):
+                    self._handler.greeted(connection, event)
+                elif isinstance(event, RefusalMessage):
+                    self._close(connection, event.message)
+                else:
+                    self._handler.arrived(connection, event)
+                if connection.closed:
+                    return
+            if count < len(buffer) and not connection.stream.pending():
+                break
+            if budget_bytes <= 0:
+                self._unread.append(connection)
+                break
+        if connection.liveness is not None:
+            connection.liveness.heard_at = self._clock()
+
+    def _send_queued(self) -> None:
+        while self._unsent:
+            self._flush(self._unsent.pop())
+
+    def _flush(self, connection: Connection) -> None:
+        if connection.closed:
+            return
+        try:
+            if connection.stream.flush() and connection.liveness is not None:
+                connection.liveness.sent_at = self._clock()
+        except LinkError as error:
+            self._close(connection, str(error))
+            return
+        if connection.stream.outgoing_bytes > self._limits.outgoing_bytes:
+            self.rejected["limit"] += 1
+            self._close(connection, "the device does not read what it is sent")
+            return
+        self._watch(connection)
+
+    def _watch(self, connection: Connection) -> None:
+        events = 0 if connection.paused else selectors.EVENT_READ
+        if connection.stream.wants_write:
+            events |= selectors.EVENT_WRITE
+        try:
+            watched = self._selector.get_key(connection.stream).events
+        except KeyError:
+            watched = 0
+        if events == watched:
+            return
+        if not events:
+            self._selector.unregister(connection.stream)
+        elif not watched:
+            self._selector.register(connection.stream, events, connection)
+        else:
+            self._selector.modify(connection.stream, events, connection)
+        if not connection.paused and connection.stream.pending():
+            self._unread.append(connection)
+
+    def _close(self, connection: Connection, reason: str) -> None:
+        if connection.closed:
+            return
+        connection.closed = True
+        try:
+            connection.stream.flush()
+        except LinkError:
+            pass  # the peer was faster
+        try:
+            self._selector.unregister(connection.stream)
+        except KeyError:
+            pass  # paused
+        connection.stream.close()
+        self._connections.discard(connection)
+        self._set_accepting(True)
+        if connection.liveness is None:
+            self._greeted(connection)
+        else:
+            self._handler.closed(connection, reason)
+
+    def _tick(self) -> None:
+        now = self._clock()
+        for connection in list(self._connections):
+            if connection.liveness is None:
+                if now - connection.opened_at > self._limits.greeting_s:
+                    self.rejected["greeting_time"] += 1
+                    self._say(connection, f"closed: it did not introduce itself within {self._limits.greeting_s:g} s")
+                    self._close(connection, "no introduction")
+            elif connection.liveness.gone(now) and not connection.paused:
+                self._close(connection, f"the device has been silent for {self._limits.silence_s:g} s")
+            elif connection.liveness.ping_due(now) and not connection.stream.outgoing_bytes:
+                self.send(connection, PING)
+        if now - self._lines_since > 60:
+            self._lines.clear()
+            self._lines_since = now
+        self._set_accepting(True)
+        self._handler.tick()
+        self._send_queued()
+
+    def _say(self, connection: Connection, text: str) -> None:
+        """One line about a peer, unless it has caused too many already."""
+        self._lines[connection.address] += 1
+        lines = self._lines[connection.address]
+        if lines < self._limits.log_lines_per_minute:
+            log.warning("connection from %s %s", connection.address, text)
+        elif lines == self._limits.log_lines_per_minute:
+            log.warning(
+                "connection from %s %s (more from there is only counted for a minute)", connection.address, text
+            )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.create_server((host, port), family=family, backlog=1024)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {reason}; is a server running there already? choose another --port"
+        ) from error
+    sock.setblocking(False)
+    return sock

@@ -1,0 +1,186 @@
+"""A non-blocking byte stream over TCP or TLS. In: buffers to send, memory to fill. Out: how much of it was done.
+
+One thread owns a stream. This is where an `OSError` becomes a `LinkError`, its cause kept.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections import deque
+from collections.abc import Iterable
+
+from task_offload.errors import LinkError
+
+IOV_MAX = 64  # buffers to one system call; the least that systems promise is 16, Linux takes 1024
+TLS_RECORD_BYTES = 16 * 1024
+_NOT_NOW = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Stream:
+    """A connected socket, with TLS if it is an `SSLSocket`.
+
+    Attributes:
+        wants_write: the last operation waits until the socket can be written, whatever it was (TLS).
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._outgoing: deque[memoryview] = deque()
+        self.wants_write = False
+        self.outgoing_bytes = 0
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def queue(self, buffers: Iterable[bytes | memoryview]) -> None:
+        """Adds buffers to what `flush` sends. They must not change until they are sent."""
+        for buffer in buffers:
+            view = memoryview(buffer)
+            self._outgoing.append(view)
+            self.outgoing_bytes += len(view)
+
+    def flush(self) -> int:
+        """Sends as much of what is queued as the socket takes now. Returns how many bytes that was.
+
+        Raises:
+            LinkError: the connection is lost.
+        """
+        sent_bytes = 0
+        try:
+            while self._outgoing:
+                count = self._send_some()
+                sent_bytes += count
+                self._sent(count)
+        except _NOT_NOW:
+            pass
+        except (OSError, ValueError) as error:
+            raise LinkError(f"the connection was lost: {error}") from error
+        self.wants_write = bool(self._outgoing)
+        return sent_bytes
+
+    def _send_some(self) -> int:
+        first = self._outgoing[0]
+        if not self._tls:
+            if len(self._outgoing) == 1:
+                return self._socket.send(first)
+            return self._socket.sendmsg([view for view, _ in zip(self._outgoing, range(IOV_MAX), strict=False)])
+        if len(first) < TLS_RECORD_BYTES and len(self._outgoing) > 1:
+            self._join_small()
+            first = self._outgoing[0]
+        return self._socket.send(first)
+
+    def _join_small(self) -> None:
+        """Fills one TLS record from the small buffers in front, so that each does not become a record."""
+        parts: list[memoryview] = []
+        room = TLS_RECORD_BYTES
+        while self._outgoing and room:
+            view = self._outgoing.popleft()
+            parts.append(view[:room])
+            if len(view) > room:
+                self._outgoing.appendleft(view[room:])
+            room -= len(parts[-1])
+        self._outgoing.appendleft(memoryview(b"".join(parts)))
+
+    def _sent(self, count: int) -> None:
+        self.outgoing_bytes -= count
+        while count:
+            first = self._outgoing[0]
+            if count < len(first):
+                self._outgoing[0] = first[count:]
+                return
+            count -= len(first)
+            self._outgoing.popleft()
+
+    def receive_into(self, buffer: memoryview) -> int | None:
+        """Receives what there is. Returns the number of bytes, 0 at the end of the stream, None if there is nothing now.
+
+        Raises:
+            LinkError: the connection is lost.
+        """
+        try:
+            return self._socket.recv_into(buffer)
+        except ssl.SSLWantWriteError:
+            self.wants_write = True
+            return None
+        except _NOT_NOW:
+            return None
+        except ssl.SSLEOFError:
+            return 0
+        except (OSError, ValueError) as error:
+            raise LinkError(f"the connection was lost: {error}") from error
+
+    def pending(self) -> bool:
+        """Whether bytes wait inside TLS, of which the system's poll knows nothing."""
+        return isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
+
+    def shake_hands(self) -> bool:
+        """Goes on with the TLS handshake. True when it is done.
+
+        Raises:
+            LinkError: the peer does not speak TLS, or the connection is lost.
+        """
+        if not isinstance(self._socket, ssl.SSLSocket):
+            return True
+        try:
+            self._socket.do_handshake()
+        except ssl.SSLWantWriteError:
+            self.wants_write = True
+            return False
+        except ssl.SSLWantReadError:
+            self.wants_write = False
+            return False
+        except (OSError, ValueError) as error:
+            raise LinkError(f"no TLS connection: {error}") from error
+        self.wants_write = False
+        return True
+
+    def certificate(self) -> bytes | None:
+        """The peer's certificate as DER; None without TLS."""
+        return self._socket.getpeercert(binary_form=True) if isinstance(self._socket, ssl.SSLSocket) else None
+
+    def close(self) -> None:
+        self._outgoing.clear()
+        self.outgoing_bytes = 0
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the peer was faster
+        self._socket.close()
+
+
+def tune(sock: socket.socket) -> None:
+    """Small messages leave at once; a peer whose machine vanished is noticed by the system too."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+class Waker:
+    """Wakes a thread that polls `fileno()`. Any thread may call `wake`."""
+
+    def __init__(self) -> None:
+        self._read, self._write = socket.socketpair()
+        self._read.setblocking(False)
+        self._write.setblocking(False)
+
+    def fileno(self) -> int:
+        return self._read.fileno()
+
+    def wake(self) -> None:
+        try:
+            self._write.send(b"\0")
+        except (BlockingIOError, OSError):
+            pass  # it will wake anyway, or is closed
+
+    def drain(self) -> None:
+        try:
+            while len(self._read.recv(4096)) == 4096:
+                pass
+        except BlockingIOError:
+            pass
+
+    def close(self) -> None:
+        self._read.close()
+        self._write.close()

@@ -1,0 +1,158 @@
+"""Cuts a byte stream into frames. In: memory to receive into, and how much of it was filled. Out: frames.
+
+A body is received straight into memory of its own, which its arrays refer to later; only what came together with
+the head is copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from task_offload.errors import ProtocolError
+from task_offload.wire.messages import FRAME, Kind
+
+READ_AHEAD_BYTES = 64 * 1024  # many small messages to one system call
+READ_AHEAD_OF_BODY_BYTES = 4 * 1024  # between large bodies: what is read ahead must be copied
+
+
+@dataclass(frozen=True)
+class FrameLimits:
+    """What a peer may declare.
+
+    Attributes:
+        head_bytes: a head's size: what `PayloadLimits` allows, and an item's fields.
+        body_bytes: a body's size; 0 until the peer has proved who it is.
+    """
+
+    head_bytes: int = 1024 * 1024 + 64
+    body_bytes: int = 64 * 1024 * 1024
+
+
+BEFORE_AUTHENTICATION = FrameLimits(head_bytes=64 * 1024, body_bytes=0)
+
+
+class Memory(Protocol):
+    """Where bodies are received into."""
+
+    def take(self, size_bytes: int) -> memoryview:
+        """Writable memory of this size."""
+
+
+class Frame(NamedTuple):
+    """One message as it came: its kind, head, and body (None where it has none)."""
+
+    kind: Kind
+    head: bytes
+    body: memoryview | None
+
+
+_KINDS = {int(kind): kind for kind in Kind}
+
+
+class FrameReader:
+    """Cuts what is received on one connection into frames.
+
+    Call `buffer()`, receive into what it gives, and tell `received()` how many bytes came. After a ProtocolError
+    the connection must be closed.
+    """
+
+    def __init__(self, memory: Memory, limits: FrameLimits = BEFORE_AUTHENTICATION) -> None:
+        self.limits = limits
+        self._memory = memory
+        self._staged = bytearray(READ_AHEAD_BYTES)
+        self._view = memoryview(self._staged)
+        self._begin = 0  # of what is staged and not yet cut
+        self._end = 0
+        self._body: memoryview | None = None
+        self._body_filled = 0
+        self._kind = Kind.PING
+        self._head = b""
+        self._read_ahead_bytes = READ_AHEAD_BYTES
+
+    @property
+    def in_body(self) -> bool:
+        """Whether a part of a body has come, and not all of it."""
+        return self._body is not None
+
+    def buffer(self) -> memoryview:
+        """Where the next bytes belong. Never empty."""
+        if self._body is not None:
+            return self._body[self._body_filled :]
+        return self._view[self._end : self._end + self._read_ahead_bytes]
+
+    def received(self, count: int) -> list[Frame]:
+        """Takes `count` bytes, filled into the start of `buffer()`. Returns the frames that they complete.
+
+        Raises:
+            ProtocolError: the header is none of this protocol's, or declares more than the limits allow.
+        """
+        frames: list[Frame] = []
+        if self._body is not None:
+            self._body_filled += count
+            if self._body_filled == len(self._body):
+                frames.append(Frame(self._kind, self._head, self._body))
+                self._body = None
+            return frames
+        self._end += count
+        while self._body is None and self._cut(frames):
+            pass
+        self._make_room()
+        return frames
+
+    def _cut(self, frames: list[Frame]) -> bool:
+        """Cuts one frame, or begins its body. False if more bytes must come first."""
+        begin = self._begin + FRAME.size
+        if self._end < begin:
+            return False
+        kind_byte, zero, zeros, head_bytes, body_bytes = FRAME.unpack_from(self._staged, self._begin)
+        kind = _KINDS.get(kind_byte)
+        if kind is None or zero or zeros:
+            raise ProtocolError("the peer sent something else than this protocol")
+        if head_bytes > self.limits.head_bytes:
+            raise ProtocolError(f"a head of {head_bytes} bytes; at most {self.limits.head_bytes} are allowed")
+        if body_bytes > self.limits.body_bytes:
+            raise ProtocolError(f"a body of {body_bytes} bytes; at most {self.limits.body_bytes} are allowed here")
+        end = begin + head_bytes
+        if self._end < end:
+            return False
+        head = bytes(self._view[begin:end])
+        self._begin = end
+        if not body_bytes:
+            frames.append(Frame(kind, head, None))
+            self._read_ahead_bytes = READ_AHEAD_BYTES
+            return True
+        body = self._memory.take(body_bytes)
+        here = min(self._end - end, body_bytes)
+        body[:here] = self._view[end : end + here]
+        self._begin += here
+        self._read_ahead_bytes = READ_AHEAD_OF_BODY_BYTES
+        if here == body_bytes:
+            frames.append(Frame(kind, head, body))
+            return True
+        self._kind, self._head, self._body, self._body_filled = kind, head, body, here
+        return True
+
+    def _make_room(self) -> None:
+        """Leaves room behind what is staged: for the rest of a long head, or for reading ahead."""
+        staged = self._end - self._begin
+        if not staged:
+            self._begin = self._end = 0
+            if len(self._staged) > READ_AHEAD_BYTES:  # it grew for one long head
+                self._staged = bytearray(READ_AHEAD_BYTES)
+                self._view = memoryview(self._staged)
+            return
+        needed = READ_AHEAD_BYTES
+        if staged >= FRAME.size:
+            needed = max(needed, FRAME.size + FRAME.unpack_from(self._staged, self._begin)[3] + 1)
+        if needed > len(self._staged):
+            # Grows with what has really come, so that a declared length alone takes no memory.
+            grown = bytearray(
+                min(needed, 2 * len(self._staged)) if staged * 2 > len(self._staged) else len(self._staged)
+            )
+            grown[:staged] = self._view[self._begin : self._end]
+            self._staged, self._view = grown, memoryview(grown)
+            self._begin, self._end = 0, staged
+        elif self._begin:
+            self._staged[:staged] = bytes(self._view[self._begin : self._end])
+            self._begin, self._end = 0, staged

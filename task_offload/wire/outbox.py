@@ -1,0 +1,183 @@
+"""What a device has sent or will send, until it is acknowledged. In: entries in sequence order, acks. Out: what to send.
+
+An entry is an item with its payload, or a run of items that ended on the device. Entries stay until the cloud's ack
+covers them; after a break all that is left is sent again, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from task_offload.wire.codec import BODY_ALIGNMENT, Payload
+from task_offload.wire.messages import MOST_IN_RANGE, Ending, EndingRange, item_prefix
+
+OVERHEAD_BYTES = 512  # what an entry costs beside its payload, so that empty ones count too
+
+
+@dataclass(slots=True)
+class Entry:
+    """An item on its way, or a run of items that ended on the device.
+
+    Attributes:
+        sequence, count: the items sequence to sequence+count-1; an item with a payload stands alone.
+        split: how many tasks ran, or would have run, on the device.
+        captured_at, last_captured_at: when the first and the last of them were captured, in Unix seconds.
+        payload: encoded arguments of the next task; None for an ending.
+        tag: what the payload's codec is called on the wire.
+        ending, detail: how the items ended on the device, where they did.
+        sent_at: when it was sent on this connection, in seconds of a steady clock; 0 if it was not.
+        ahead_bytes: what was on its way when it was sent, itself included.
+        delivered_bytes: what had been acknowledged on this connection when it was sent.
+    """
+
+    sequence: int
+    split: int
+    captured_at: float
+    payload: Payload | None = None
+    tag: int = 0
+    ending: Ending | None = None
+    detail: str = ""
+    count: int = 1
+    last_captured_at: float = 0.0
+    sent_at: float = 0.0
+    ahead_bytes: int = 0
+    delivered_bytes: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return OVERHEAD_BYTES + (self.payload.size_bytes if self.payload else 0)
+
+    def encode(self, now_unix: float) -> list[bytes | memoryview]:
+        """The entry's message, for one scatter-gather write."""
+        if self.payload is None:
+            assert self.ending is not None
+            oldest = _age_us(now_unix, self.captured_at)
+            newest = min(oldest, _age_us(now_unix, self.last_captured_at or self.captured_at))
+            return [
+                EndingRange(self.sequence, self.count, self.ending, self.split, self.detail, oldest, newest).encode()
+            ]
+        payload = self.payload
+        age_us = _age_us(now_unix, self.captured_at)
+        head_bytes = len(payload.head)
+        prefix = item_prefix(self.sequence, age_us, self.split, self.tag, head_bytes, payload.size_bytes - head_bytes)
+        message: list[bytes | memoryview] = [prefix + payload.head]
+        for buffer in payload.buffers:
+            message.append(buffer)
+            if padding := -len(buffer) % BODY_ALIGNMENT:
+                message.append(bytes(padding))
+        return message
+
+
+def _age_us(now_unix: float, then_unix: float) -> int:
+    return max(0, int((now_unix - then_unix) * 1e6))
+
+
+class Acked(NamedTuple):
+    """An entry that the cloud has finished and recorded."""
+
+    entry: Entry
+    items: int
+
+
+class Outbox:
+    """Entries in sequence order: first those sent on this connection, then those that wait. No thread safety."""
+
+    def __init__(self) -> None:
+        self._sent: deque[Entry] = deque()
+        self._waiting: deque[Entry] = deque()
+        self.sent_bytes = 0
+        self.waiting_bytes = 0
+
+    @property
+    def sent_entries(self) -> int:
+        return len(self._sent)
+
+    @property
+    def waiting_entries(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def held_from(self) -> int | None:
+        """The lowest sequence that is still here, or None."""
+        if self._sent:
+            return self._sent[0].sequence
+        return self._waiting[0].sequence if self._waiting else None
+
+    def add(self, entry: Entry) -> None:
+        """Takes the entry that follows in sequence. Endings of one kind join the run before them."""
+        last = self._waiting[-1] if self._waiting else None
+        if (
+            last is not None
+            and entry.payload is None
+            and last.payload is None
+            and (last.ending, last.detail, last.split) == (entry.ending, entry.detail, entry.split)
+            and last.sequence + last.count == entry.sequence
+            and last.count + entry.count <= MOST_IN_RANGE
+        ):
+            last.count += entry.count
+            last.last_captured_at = entry.last_captured_at or entry.captured_at
+            return
+        self._waiting.append(entry)
+        self.waiting_bytes += entry.size_bytes
+
+    def next(self) -> Entry | None:
+        """The entry to send next; `sent` must follow. None if all are sent."""
+        return self._waiting[0] if self._waiting else None
+
+    def sent(self, now_s: float, delivered_bytes: int) -> None:
+        """The entry that `next` gave is sent."""
+        entry = self._waiting.popleft()
+        size_bytes = entry.size_bytes
+        self.waiting_bytes -= size_bytes
+        self.sent_bytes += size_bytes
+        entry.sent_at = now_s
+        entry.ahead_bytes = self.sent_bytes
+        entry.delivered_bytes = delivered_bytes
+        self._sent.append(entry)
+
+    def acknowledge(self, next_sequence: int) -> list[Acked]:
+        """Forgets all items below `next_sequence`. Returns the entries, a part of a run as an entry of its own."""
+        done: list[Acked] = []
+        for queue in (self._sent, self._waiting):
+            while queue and queue[0].sequence < next_sequence:
+                entry = queue[0]
+                items = min(entry.count, next_sequence - entry.sequence)
+                if items == entry.count:
+                    queue.popleft()
+                    if queue is self._sent:
+                        self.sent_bytes -= entry.size_bytes
+                    else:
+                        self.waiting_bytes -= entry.size_bytes
+                else:
+                    entry.sequence += items
+                    entry.count -= items
+                done.append(Acked(entry, items))
+        return done
+
+    def rewind(self) -> None:
+        """A connection was lost: what was sent on it waits again."""
+        while self._sent:
+            entry = self._sent.pop()
+            entry.sent_at = 0.0
+            self._waiting.appendleft(entry)
+        self.waiting_bytes += self.sent_bytes
+        self.sent_bytes = 0
+
+    def drop_oldest_waiting(self, reason: str) -> int:
+        """Gives the oldest waiting payload up, so that a newer one has room. Returns how many items that cost: 0 or 1."""
+        for entry in self._waiting:
+            if entry.payload is not None:
+                self.waiting_bytes -= entry.payload.size_bytes
+                entry.payload, entry.ending, entry.detail = None, Ending.DROPPED, reason
+                return 1
+        return 0
+
+    def take_all(self) -> list[Entry]:
+        """Empties the outbox. Returns what it held, in order."""
+        self.rewind()
+        entries = list(self._waiting)
+        self._waiting.clear()
+        self.waiting_bytes = 0
+        return entries
