@@ -331,8 +331,6 @@ class DiskSpool:
         crc = int.from_bytes(head[-4:], "little")
         start = state.end
         segment = _Segment(path, self._number, len(head), crc, len(head), len(head), start, start, index=deque())
-            path, self._number, len(head), crc, len(head), len(head), state.end, state.end, index=deque()
-        )
         with self._lock:
             state.segments.append(segment)
             self._tail, self._tail_of, self._tail_file = segment, session, file
