@@ -36,7 +36,7 @@ _SMALL_BYTES = 4096  # up to here a copy into the head costs less than one more 
 _SMALL_IN_ALL_BYTES = 256 * 1024  # beyond, small arrays go to the body too
 
 # First value of a persistent id that is a tuple. An id that is a number is an array of the table.
-_PICTURE, _SCALAR, _COMPLEX, _OBJECT = range(4)
+_PICTURE, _SCALAR, _COMPLEX, _OBJECT, _FROZENSET = range(5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +222,10 @@ class _Handlers(dict[type, "_Handler | None"]):
     """By exact type, what a pickler does with a value: None for plain data."""
 
     def __init__(self, objects: PayloadTypes) -> None:
-        plain = (type(None), bool, int, float, str, bytes, bytearray, tuple, list, dict, set, frozenset)
+        plain = (type(None), bool, int, float, str, bytes, bytearray, tuple, list, dict, set)
         super().__init__(dict.fromkeys(plain))
+        # Without memo, CPython's pickler fails after some 50 frozensets (3.10 to 3.13).
+        self[frozenset] = lambda _, value: (_FROZENSET, set(value))
         self[np.ndarray] = self[np.memmap] = _Table.add
         self[Picture] = lambda table, value: (_PICTURE, table.add_picture(value.image))
         self[complex] = lambda _, value: (_COMPLEX, value.real, value.imag)
@@ -374,8 +376,11 @@ class _Resolver:
             kind, *rest = pid
             if kind == _OBJECT and 2 <= len(rest) <= 5 and type(rest[0]) is str:
                 return self._objects.make(tuple(rest))
-            if kind == _PICTURE and len(rest) == 1:
-                return Picture(self._array(rest[0]))
+            if len(rest) == 1:
+                if kind == _PICTURE:
+                    return Picture(self._array(rest[0]))
+                if kind == _FROZENSET and type(rest[0]) is set:
+                    return frozenset(rest[0])
             if len(rest) == 2:
                 if kind == _SCALAR:
                     return _read_scalar(*rest)

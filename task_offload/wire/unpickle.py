@@ -9,8 +9,8 @@ operations makes structures whose hash takes for ever. It therefore sees a byte 
 that the pickle is one well-formed value in the few opcodes that Python's pickler (protocol 5, without memo) uses
 for plain data, within the limits. The proof has two steps, both by regular expressions, at C's speed:
 
-1. Split the pickle into opcodes and keep one symbol of each (`_symbols`). Every length is compared with what is
-   there. Unknown opcodes end it.
+1. Make one symbol of each opcode (`_symbols`). Every length is compared with what is there. Unknown opcodes end
+   it.
 2. Replace each innermost container by one symbol until a single one is left (`_prove`). Each round takes away one
    or two levels of nesting.
 """
@@ -30,8 +30,10 @@ from task_offload.wire.payload_limits import PayloadLimits
 PROTOCOL = 5
 _PREFIX = b"\x80\x05"
 _STOP = b"."
+_FRAME = 0x95  # a length of 8 bytes follows; whole opcodes lie between two frames' ends
+_FRAME_BYTES = 9
 
-_INLINE = 32  # lengths of text and bytes that the regular expression knows; longer ones take a step in Python
+_SHORT = 63  # lengths of text and bytes that the regular expression knows; longer ones take a step in Python
 
 
 def _sized(longest: int) -> bytes:
@@ -39,36 +41,28 @@ def _sized(longest: int) -> bytes:
     return b"(?:" + b"|".join(re.escape(bytes([n])) + b".{%d}" % n for n in range(longest + 1)) + b")"
 
 
-_TOKEN = b"|".join(
-    [
-        rb"[N\x88\x89)\]}\x8f(\x85\x86\x87taesu\x90\x91Q]",  # constants, containers, BINPERSID
-        rb"G.{8}",  # float
-        rb"K.|M.{2}|J.{4}",  # int of 8, 16, 32 bits
-        rb"\x8a" + _sized(8),  # int of up to 64 bits
-        rb"\x8c" + _sized(_INLINE),  # text
-        rb"C" + _sized(_INLINE),  # bytes
-        rb"\x95.{3}\x00{5}",  # FRAME: a hint to read ahead
-    ]
-)
+# Float; int of 8, 16, 32, up to 64 bits; text; bytes.
+_ATOM = rb"G.{8}|K.|M..|J.{4}|\x8a%b|\x8c%b|C%b" % (_sized(8), _sized(_SHORT), _sized(_SHORT))
+_ATOMS = re.compile(_ATOM, re.DOTALL)
+# Constants, containers and BINPERSID are a byte each. No atom begins with one of them.
+_SINGLE = b"N\x88\x89)]}\x8f(\x85\x86\x87taesu\x90Q"
 # sre keeps some state for each repeat of a group: a bounded repeat bounds it.
-_RUN = re.compile(rb"(?:" + _TOKEN + rb"){0,1000}", re.DOTALL)
-_OPCODE = re.compile(rb"(?=(.))(?:" + _TOKEN + rb")", re.DOTALL)
-
+_RUN = re.compile(rb"(?:[%b]|%b){0,1000}" % (re.escape(_SINGLE), _ATOM), re.DOTALL)
 _LENGTH_BYTES = {b"\x8a": 1, b"\x8c": 1, b"C": 1, b"X": 4, b"B": 4, b"\x96": 8}
 
-# Symbols. k: a value that cannot be chosen to have a given hash. h: another finished value.
+# Symbols. N: a value that cannot be chosen to have a given hash. h: another finished value.
 # ] } and \x8f are a list, dict and set that may still grow. The rest stands for itself.
-_SYMBOLS = bytes.maketrans(b"N\x88\x89)GKMJ\x8a\x8cXCB\x96", b"kkkkkkkkkkkkkh")
-_VALUE = rb"[kh\]}\x8f]"
-_CONTAINERS = bytes(set(range(256)) - set(b"]}\x8f\x85\x86\x87t\x91Q"))
+_SYMBOLS = bytes.maketrans(b"\x88\x89)", b"NNN")
+_VALUE = rb"[Nh\]}\x8f]"
+_CONTAINERS = bytes(set(range(256)) - set(b"]}\x8f\x85\x86\x87tQ"))
 
 _GROWTH = re.compile(  # what is put into a list, dict or set
     rb"(?<=\])(?:Va|\(V*e)+|(?<=\})(?:VVs|\((?:VV)*u)+|(?<=\x8f)(?:\(V*\x90)+".replace(b"V", _VALUE)
 )
-_FINISHED = re.compile(  # tuples of 1, 2, 3 and more, frozensets, persistent ids
-    rb"V(?:[\x85Q]|V(?:\x86|V\x87))|\(V*[t\x91]".replace(b"V", _VALUE)
+_FINISHED = re.compile(  # tuples of 1, 2, 3 and more, persistent ids
+    rb"V(?:[\x85Q]|V(?:\x86|V\x87))|\(V*t".replace(b"V", _VALUE)
 )
-_KEYED = re.compile(rb"\(((?:VV)*)u|(V)Vs|\((V*)[\x90\x91]".replace(b"V", _VALUE))
+_KEYED = re.compile(rb"\(((?:VV)*)u|(V)Vs|\((V*)\x90".replace(b"V", _VALUE))
 
 
 def check(data: bytes, limits: PayloadLimits) -> None:
@@ -87,31 +81,51 @@ def check(data: bytes, limits: PayloadLimits) -> None:
 
 
 def _symbols(data: bytes) -> bytes:
-    """One symbol for each opcode between the prefix and STOP."""
-    opcodes: list[bytes] = []
+    """The symbols of all between the prefix and STOP."""
+    symbols: list[bytes] = []
     position, end = len(_PREFIX), len(data) - 1
     while position < end:
-        begin = position
-        match = _RUN.match(data, position, end)
-        position = match.end() if match is not None else begin
-        opcodes += _OPCODE.findall(data, begin, position)
-        if position == begin:
-            position = _long_token(data, position, end, opcodes)
-    return b"".join(opcodes).translate(_SYMBOLS, b"\x95")
+        if data[position] == _FRAME:
+            begin = position + _FRAME_BYTES
+            length = int.from_bytes(data[position + 1 : begin], "little")
+            if begin + length > len(data):
+                raise ProtocolError(f"a frame of {length} bytes at byte {position} is longer than its pickle")
+            position = min(begin + length, end)
+            _add_symbols(data[begin:position], symbols)
+        elif data[position] in b"XB\x96":  # a long value stands between frames
+            position = _add_long(data, position, end, symbols)
+        else:
+            _add_symbols(data[position:end], symbols)
+            position = end
+    return b"".join(symbols).translate(_SYMBOLS)
 
 
-def _long_token(data: bytes, position: int, end: int, opcodes: list[bytes]) -> int:
+def _add_symbols(data: bytes, symbols: list[bytes]) -> None:
+    """Adds the symbols of whole opcodes."""
+    found = _ATOMS.sub(b"N", data)
+    if not found.translate(None, _SINGLE):
+        symbols.append(found)
+        return
+    # There are long values, or what is not allowed.
+    position, end = 0, len(data)
+    while position < end:
+        match = _RUN.match(data, position)
+        run_end = match.end() if match is not None else position
+        symbols.append(_ATOMS.sub(b"N", data[position:run_end]))
+        position = run_end if run_end > position else _add_long(data, position, end, symbols)
+
+
+def _add_long(data: bytes, position: int, end: int, symbols: list[bytes]) -> int:
+    """Adds the symbol of one long value. Gives the position after it."""
     opcode = data[position : position + 1]
     size_bytes = _LENGTH_BYTES.get(opcode)
     if size_bytes is None:
-        raise ProtocolError(
-            f"opcode {data[position]:#04x} or its argument is not allowed at byte {position} of a pickle"
-        )
+        raise ProtocolError(f"opcode {opcode.hex()} or its argument is not allowed in a pickle")
     begin = position + 1 + size_bytes
     length = int.from_bytes(data[position + 1 : begin], "little")
     if begin + length > end:
-        raise ProtocolError(f"a value of {length} bytes at byte {position} is longer than its pickle")
-    opcodes.append(b"h" if opcode == b"\x8a" else opcode)
+        raise ProtocolError(f"a value of {length} bytes is longer than its pickle")
+    symbols.append(b"h" if opcode in (b"\x8a", b"\x96") else b"N")
     return begin + length
 
 
@@ -122,9 +136,10 @@ def _prove(symbols: bytes, limits: PayloadLimits) -> None:
     if len(symbols.translate(None, _CONTAINERS)) > limits.containers:
         raise ProtocolError(f"more than {limits.containers} containers and objects in one payload")
     keys = 0
+    keyed = len(symbols) != len(symbols.translate(None, b"su\x90"))
     values = symbols.count(b"h")
     for _ in range(limits.levels):
-        if values > limits.hashed:
+        if keyed and values > limits.hashed:
             keys += _keys_of_unknown_hash(symbols)
             if keys > limits.hashed:
                 raise ProtocolError(
@@ -135,7 +150,7 @@ def _prove(symbols: bytes, limits: PayloadLimits) -> None:
         values += finished
         if not grown and not finished:
             break
-    if len(symbols) != 1 or symbols not in b"kh]}\x8f":
+    if len(symbols) != 1 or symbols not in b"Nh]}\x8f":
         raise ProtocolError(f"the pickle is not one value, or is nested deeper than {limits.levels} levels")
 
 
