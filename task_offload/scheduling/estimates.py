@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from task_offload.scheduling.cost_model import Costs, Payload
-from task_offload.scheduling.observation import Observation
+from task_offload.scheduling.observation import TRAIN_BYTES, Observation
 
-MEMORY_S = 10.0  # how long a measurement counts for tasks and payloads
+MEMORY_S = 15.0  # how long a measurement counts for tasks and payloads
 LINK_MEMORY_S = 2.0  # cellular links move within seconds
 FIRST_SPREAD = 0.3  # relative standard deviation of one item's cost, until it is known
+CROWD_PACE = 0.2  # of the new in the mean of how many threads are busy
 STEP_SIGMAS = 4.0  # this far from the mean twice in a row, or twice as far once, is a step and not noise
 STEP_SHARE = 0.1  # smaller steps are left to the moving mean
 STALE_S = 600.0  # age at which an estimate is worth nothing any more
@@ -137,6 +138,15 @@ class Known:
     payloads: dict[tuple[int, str], float]
 
 
+class _PayloadMeans:
+    """What is known of the payloads of one split and codec."""
+
+    __slots__ = ("decode", "encode", "size")
+
+    def __init__(self) -> None:
+        self.size, self.encode, self.decode = Mean(), Mean(), Mean()
+
+
 class Estimates:
     """Learns the costs of one chain on one device and its cloud."""
 
@@ -153,9 +163,8 @@ class Estimates:
         self._device = [Mean() for _ in tasks]
         self._cloud = [Mean() for _ in tasks]
         self._survival = [Mean() for _ in tasks]
-        self._size: dict[tuple[int, str], Mean] = {}
-        self._encode: dict[tuple[int, str], Mean] = {}
-        self._decode: dict[tuple[int, str], Mean] = {}
+        self._payloads: dict[tuple[int, str], _PayloadMeans] = {}
+        self._crowd = 1.0
         self.link = Link()
         self._trip_s = 0.0
         self._source: float | None = None
@@ -181,25 +190,26 @@ class Estimates:
         self._add_source(observation)
 
     def payload_seen(self, split: int, codec: str) -> bool:
-        return (split, codec) in self._size
+        return (split, codec) in self._payloads
 
     def _add_device(self, observation: Observation, keep: float) -> None:
         busy_s = sum(each.busy_s for each in observation.device)
         busy_s += sum(each.encode_s for each in observation.payloads.values())
         # Threads that wait for each other's core are busy by the clock. More than all cores cannot be.
-        crowd = max(1.0, busy_s / (observation.interval_s * observation.cores))
+        self._crowd += CROWD_PACE * (busy_s / (observation.interval_s * observation.cores) - self._crowd)
+        crowd = max(1.0, self._crowd)
         moved: list[tuple[float, float]] = []
         stale: list[Mean] = []
         for mean, cost in zip(self._device, observation.device, strict=True):
             self._follow(mean, cost.busy_s / crowd, cost.items, keep, moved, stale)
         for route, payload in observation.payloads.items():
-            if not payload.items:
-                continue
-            size = self._size.setdefault(route, Mean())
-            self.stepped |= size.add(payload.size_bytes, payload.items, self.now_s, keep)
-            encode = self._encode.setdefault(route, Mean())
-            self._follow(encode, payload.encode_s / crowd, payload.items, keep, moved, stale)
-        stale += [mean for route, mean in self._encode.items() if route not in observation.payloads]
+            if payload.items:
+                means = self._payloads.get(route)
+                if means is None:
+                    means = self._payloads[route] = _PayloadMeans()
+                self.stepped |= means.size.add(payload.size_bytes, payload.items, self.now_s, keep)
+                self._follow(means.encode, payload.encode_s / crowd, payload.items, keep, moved, stale)
+        stale += [means.encode for route, means in self._payloads.items() if route not in observation.payloads]
         _move_alike(moved, stale)
 
     def _add_cloud(self, observation: Observation, keep: float) -> None:
@@ -208,10 +218,10 @@ class Estimates:
         for mean, cost in zip(self._cloud, observation.cloud, strict=True):
             self._follow(mean, cost.busy_s, cost.items, keep, moved, stale)
         for route, payload in observation.payloads.items():
-            if payload.decoded:
-                decode = self._decode.setdefault(route, Mean())
+            if payload.decoded and route in self._payloads:
+                decode = self._payloads[route].decode
                 self._follow(decode, payload.decode_s, payload.decoded, keep, moved, stale)
-        stale += [mean for route, mean in self._decode.items() if route not in observation.payloads]
+        stale += [means.decode for route, means in self._payloads.items() if route not in observation.payloads]
         _move_alike(moved, stale)
 
     def _follow(
@@ -263,11 +273,7 @@ class Estimates:
         ratio = self._speed_ratio()
         device_s, device_spread = _either(self._device, self._cloud, ratio, now_s)
         cloud_s, cloud_spread = _either(self._cloud, self._device, 1.0 / ratio, now_s)
-        payloads: dict[tuple[int, str], Payload] = {}
-        payload_spread: dict[tuple[int, str], float] = {}
-        for split in self._splits:
-            for codec in self._codecs:
-                payloads[split, codec], payload_spread[split, codec] = self._payload(split, codec, ratio)
+        payloads, payload_spread = self._known_payloads(ratio)
         costs = Costs(
             device_s=device_s,
             cloud_s=cloud_s,
@@ -293,33 +299,33 @@ class Estimates:
                 there += b.value
         return here / there if there > 0 and here > 0 else CLOUD_SPEED
 
-    def _payload(self, split: int, codec: str, ratio: float) -> tuple[Payload, float]:
-        size = self._size.get((split, codec))
-        if size is not None:
-            encode, decode = self._encode[split, codec], self._decode.get((split, codec))
-            decode_s = decode.value if decode is not None else encode.value / ratio
-            spread = min(1.0, size.spread(self.now_s) + 0.5 * encode.spread(self.now_s))
-            return Payload(size.value, encode.value, decode_s), spread
-        share, encode_s, decode_s = codec_prior(codec)
-        raw_bytes = self._raw_bytes(split)
-        slow = self._slowness()
-        return Payload(raw_bytes * share, raw_bytes * encode_s * slow, raw_bytes * decode_s), 1.0
-
-    def _raw_bytes(self, split: int) -> float:
-        """Uncompressed size of a split's payload, as far as other codecs or other splits tell."""
-        other = [mean.value / codec_prior(codec)[0] for (n, codec), mean in self._size.items() if n == split]
-        if not other:
-            other = [mean.value / codec_prior(codec)[0] for (_, codec), mean in self._size.items()]
-        return max(other, default=0.0)
-
-    def _slowness(self) -> float:
-        """How much slower than the priors' machine this device encodes."""
-        found = [
-            mean.value / (prior * self._size[route].value / codec_prior(route[1])[0])
-            for route, mean in self._encode.items()
-            if (prior := codec_prior(route[1])[1]) and self._size[route].value > 1000
-        ]
-        return min(found, default=1.0)
+    def _known_payloads(self, ratio: float) -> tuple[dict[tuple[int, str], Payload], dict[tuple[int, str], float]]:
+        """Payloads measured, and for the others what other codecs and splits tell of them."""
+        raw_bytes: dict[int, float] = {}  # uncompressed size by split
+        slowness = math.inf  # of encoding here, as a multiple of the priors
+        for (split, codec), means in self._payloads.items():
+            share, encode_s, _ = codec_prior(codec)
+            raw = means.size.value / share
+            raw_bytes[split] = max(raw, raw_bytes.get(split, 0.0))
+            if raw > TRAIN_BYTES:
+                slowness = min(slowness, means.encode.value / (raw * encode_s))
+        largest = max(raw_bytes.values(), default=0.0)
+        slowness = slowness if math.isfinite(slowness) else 1.0
+        found: dict[tuple[int, str], Payload] = {}
+        spreads: dict[tuple[int, str], float] = {}
+        for codec in self._codecs:
+            share, encode_s, decode_s = codec_prior(codec)
+            for split in self._splits:
+                measured = self._payloads.get((split, codec))
+                if measured is None:
+                    raw = raw_bytes.get(split, largest)
+                    found[split, codec] = Payload(raw * share, raw * encode_s * slowness, raw * decode_s)
+                    spreads[split, codec] = 1.0
+                    continue
+                decoded = measured.decode.value if measured.decode.count else measured.encode.value / ratio
+                found[split, codec] = Payload(measured.size.value, measured.encode.value, decoded)
+                spreads[split, codec] = max(measured.size.spread(self.now_s), 0.5 * measured.encode.spread(self.now_s))
+        return found, spreads
 
 
 def _move_alike(moved: list[tuple[float, float]], stale: list[Mean]) -> None:

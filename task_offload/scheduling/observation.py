@@ -128,6 +128,8 @@ class Decision:
         codec: how payloads are encoded, as for `--codec`; None leaves it as it is.
         probes: routes that one item each takes next, so that their costs become known.
         predicted_fps: throughput that the policy expects; None if it does not predict.
+        routine: it only trims the shares of the splits in force, or only probes. Carry it out as any other, but do
+            not trouble people with it.
     """
 
     shares: Mapping[int, float]
@@ -135,6 +137,7 @@ class Decision:
     codec: str | None = None
     probes: tuple[Route, ...] = ()
     predicted_fps: float | None = None
+    routine: bool = False
 
 
 class Policy(Protocol):

@@ -9,19 +9,22 @@ better if things are as good as they may be, is probed by single items, which co
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from task_offload.scheduling import cost_model
 from task_offload.scheduling.cost_model import Choice, Costs, Option
 from task_offload.scheduling.estimates import Estimates, Known
 from task_offload.scheduling.observation import Decision, Observation, Route
 
-MARGIN = 0.04  # capacity above the target that a choice aims at
-CAREFUL = 0.03  # and so much more before work is taken back
-ENOUGH = 0.99  # below this share of the target, the choice in force has to go
+TOLERANCE = 0.03  # a stretch of `JUDGED_S` seconds below the target by less than this still meets it
+JUDGED_S = 3.0
+LEAST_MARGIN, MOST_MARGIN = 0.015, 0.12  # capacity above the target that a choice aims at; more where items differ more
+ENOUGH = 0.98  # below this share of the target, the choice in force has to go
 GAIN = 0.05  # a change of the set of splits must save or gain at least this
-SHARE_STEP = 0.03  # smaller changes of a share are not worth a decision
+SHARE_STEP = 0.02  # smaller changes of a share are not worth a decision
 PATIENCE_S = 3.0  # how long a saving must stand before it is taken
 MAX_PATIENCE_S = 600.0
 TRIAL_S = 20.0  # a saving that fails within this time was a mistake
@@ -30,7 +33,11 @@ SURE = 0.35  # relative uncertainty up to which a cost counts as known
 PROBES_AT_ONCE = 4
 PROBE_WAIT_S = 10.0  # a probe that has not come back by then is lost
 PROBE_PAUSE_S = 5.0  # between probes while the target is met
-MIN_SHARE = 0.01
+LOOK_AROUND_S = 2.0  # between looks at all other choices, while the one in force holds
+CATCH_UP = 0.5  # of what the last seconds lacked, the shares make up for
+MIN_SHARE = 0.01  # of either split of a mix
+HOPE = 0.9  # of its uncertainty, a cost may turn out to be lower
+LEARN = 0.03  # of a difference between prediction and throughput, at each interval
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ class Goal:
 
 
 class ModelPolicy:
-    """Chooses by the cost model. One per session; it keeps no time but the observations'."""
+    """Chooses by the cost model. One per session; it knows no time but the observations'."""
 
     def __init__(self, goal: Goal) -> None:
         self._goal = goal
@@ -74,13 +81,14 @@ class ModelPolicy:
         self._pending: dict[tuple[int, str], float] = {}
         self._better_since: float | None = None
         self._switched_s = -math.inf
-        self._took_back_s = -math.inf
-        self._left: frozenset[int] = frozenset()
+        self._saved_s = -math.inf
         self._patience_s = PATIENCE_S
         self._forgiven_s = 0.0
         self._probed_s = -math.inf
+        self._looked_s = -math.inf
         self._latency_factor = 1.0
-        self._short = 0
+        self._recent: deque[tuple[float, int]] = deque()  # (seconds, finished) of the last intervals, JUDGED_S together
+        self._unrest = 0.0  # variance of throughput over JUDGED_S, relative
 
     def start(self) -> Decision:
         (split,) = self._shares
@@ -89,34 +97,46 @@ class ModelPolicy:
     def decide(self, observation: Observation) -> Decision | None:
         now_s = observation.now_s
         if observation.in_local_outage or not observation.captured + observation.finished:
+            self._recent.clear()
             return None
         estimates = self._estimates
         estimates.add(observation)
+        for route, since_s in list(self._pending.items()):
+            if estimates.payload_seen(*route) or now_s - since_s > PROBE_WAIT_S:
+                del self._pending[route]
+                self._looked_s = -math.inf
         known = self._cautious(estimates.known())
         found = cost_model.options(known.costs)
-        spreads = [self._spreads(option, known) for option in found]
         current = self._current(found)
-        self._check(observation, current)
-        for route in [
-            r for r in self._pending if estimates.payload_seen(*r) or now_s - self._pending[r] > PROBE_WAIT_S
-        ]:
-            del self._pending[route]
-
-        sure = [o for o, spread in zip(found, spreads, strict=True) if max(spread) < SURE or self._in_force(o)]
+        fps = self._check(observation, current)
         demand_fps = min(self._goal.target_fps, estimates.source_rate)
-        best, meets = self._best(sure, demand_fps)
-        probes = self._probes(found, spreads, best, meets, demand_fps, now_s)
-        choice, why = self._next(current, best, meets, demand_fps, now_s)
-        if choice is None and not probes:
-            return None
-        if choice is None:
-            listed = ", ".join(f"{route.split} with {route.codec}" for route in probes)
-            reason = f"one item each is tried at split {listed}: it may be better, and was not measured of late"
-            return Decision(dict(self._shares), reason, self._codec, probes, _fps(current, estimates.source_rate))
-        reason = self._reason(current, choice, why, demand_fps, known.costs)
+        aim_fps = demand_fps * (1.0 + self._margin())
+        kept = self._kept(current, aim_fps, fps)
+        holds = kept.capacity_fps >= ENOUGH * demand_fps and self._in_time(current)
+        if holds and not estimates.stepped and now_s - self._looked_s < LOOK_AROUND_S:
+            return self._trim(current, kept, demand_fps)
+        self._looked_s = now_s
+
+        uncertain = _Uncertainty(known)
+        sure = [o for o in found if self._in_force(o) or uncertain.of(o) < SURE]
+        best, meets = self._best(sure, demand_fps, aim_fps)
+        probes = self._probes(found, uncertain, best, meets, demand_fps, now_s)
+        why = self._why(current, kept, best, holds, aim_fps, now_s)
+        if why:
+            self._switch(why, now_s)
+            return self._decision(best, self._reason(current, best, why, demand_fps, known.costs), probes)
+        trimmed = self._trim(current, kept, demand_fps)
+        if not probes:
+            return trimmed
+        listed = ", ".join(f"{route.split} with {route.codec}" for route in probes)
+        reason = f"one item each is tried at split {listed}: it may be better, and was not measured of late"
+        return self._decision(kept if trimmed is not None else current, reason, probes, routine=True)
+
+    def _decision(self, choice: Choice, reason: str, probes: tuple[Route, ...] = (), routine: bool = False) -> Decision:
         self._shares = {split: share for split, share in choice.shares.items() if share > 0}
         self._codec = choice.codec
-        return Decision(dict(self._shares), reason, self._codec, probes, _fps(choice, estimates.source_rate))
+        fps = min(choice.capacity_fps, self._estimates.source_rate)
+        return Decision(dict(self._shares), reason, self._codec, probes, fps, routine)
 
     # What is known
 
@@ -126,17 +146,6 @@ class ModelPolicy:
         rate = known.costs.link_bytes_per_s * (1.0 - unrest)
         return replace(known, costs=replace(known.costs, link_bytes_per_s=rate))
 
-    @staticmethod
-    def _spreads(option: Option, known: Known) -> tuple[float, float, float]:
-        """Relative uncertainty of an option's device work, payload and cloud cost."""
-        split, costs = option.split, known.costs
-        payload = known.payloads[split, option.codec]
-        device_s = sum(costs.device_s[:split]) or 1e-9
-        device = math.sqrt(sum((t * u) ** 2 for t, u in zip(costs.device_s[:split], known.device[:split], strict=True)))
-        cloud_s = sum(costs.cloud_s[split:]) or 1e-9
-        cloud = math.sqrt(sum((c * u) ** 2 for c, u in zip(costs.cloud_s[split:], known.cloud[split:], strict=True)))
-        return min(1.0, device / device_s), payload, min(1.0, cloud / cloud_s)
-
     def _in_force(self, option: Option) -> bool:
         return option.codec == self._codec and option.split in self._shares
 
@@ -144,96 +153,113 @@ class ModelPolicy:
         own = [option for option in found if self._in_force(option)]
         return cost_model.mixed(own[0], own[-1], self._shares[own[0].split])
 
-    def _check(self, observation: Observation, current: Choice) -> None:
-        """Compares what was predicted with what came, and corrects the model where the device is the limit."""
+    def _check(self, observation: Observation, current: Choice) -> float | None:
+        """Compares what was predicted with what came, and corrects the model where the device is the limit.
+
+        Returns:
+            Throughput over the last `JUDGED_S`, if something held the stream back all that time; otherwise None.
+        """
         if observation.latency_s is not None and self._goal.max_latency_s is not None:
             seen = observation.latency_s / max(current.latency_s, 1e-6)
             self._latency_factor += 0.2 * (min(max(seen, 1.0), 5.0) - self._latency_factor)
-        settled = observation.now_s - self._switched_s > 2.0 * observation.interval_s
-        if not settled or self._pending or not self._estimates.held(observation):
-            return
-        if current.limit in ("device", "device stage") and observation.finished > 2:
-            ratio = observation.fps / current.capacity_fps
-            efficiency = self._estimates.device_efficiency * min(max(ratio, 0.5), 1.5) ** 0.2
+        if not self._estimates.held(observation) or self._estimates.stepped:
+            self._recent.clear()
+            return None
+        if observation.now_s - self._switched_s < 2.0 * observation.interval_s:
+            return None
+        recent = self._recent
+        recent.append((observation.interval_s, observation.finished))
+        seconds = sum(second for second, _ in recent)
+        if seconds < JUDGED_S:
+            return None
+        fps = sum(finished for _, finished in recent) / seconds
+        recent.popleft()
+        off = fps / current.capacity_fps - 1.0
+        self._unrest += LEARN * (off * off - self._unrest)
+        if current.limit in ("device", "device stage"):
+            efficiency = self._estimates.device_efficiency * (1.0 + LEARN * min(max(off, -0.5), 0.5))
             self._estimates.device_efficiency = min(max(efficiency, 0.3), 1.5)
+        return fps
+
+    def _margin(self) -> float:
+        """Two standard deviations of the throughput, less what is tolerated."""
+        return min(max(2.0 * math.sqrt(self._unrest) - TOLERANCE, LEAST_MARGIN), MOST_MARGIN)
 
     # What is best
 
-    def _best(self, found: Sequence[Option], demand_fps: float) -> tuple[Choice, bool]:
+    def _best(self, found: Sequence[Option], demand_fps: float, aim_fps: float) -> tuple[Choice, bool]:
         """The cheapest choice that meets the demand, or else the fastest; and which of the two it is."""
-        usable = self._fast_enough(found)
-        for margin in (MARGIN, 0.0):
-            choice = cost_model.cheapest(usable, demand_fps * (1.0 + margin))
+        usable = [option for option in found if option.latency_s * self._latency_factor <= self._max_latency_s]
+        if not usable:
+            usable = [min(found, key=lambda option: option.latency_s)]
+        for fps in (aim_fps, demand_fps):
+            choice = cost_model.cheapest(usable, fps)
             if choice is not None:
                 return choice, True
         return cost_model.fastest(usable), False
 
-    def _fast_enough(self, found: Sequence[Option]) -> Sequence[Option]:
-        limit_s = self._goal.max_latency_s
-        if limit_s is None:
-            return found
-        usable = [option for option in found if option.latency_s * self._latency_factor <= limit_s]
-        return usable or [min(found, key=lambda option: option.latency_s)]
+    @property
+    def _max_latency_s(self) -> float:
+        return math.inf if self._goal.max_latency_s is None else self._goal.max_latency_s
 
-    def _next(
-        self, current: Choice, best: Choice, meets: bool, demand_fps: float, now_s: float
-    ) -> tuple[Choice | None, str]:
-        """The choice to go to and why, or None to stay."""
-        aim_fps = demand_fps * (1.0 + MARGIN)
-        same = best.splits == current.splits and best.codec == current.codec
-        kept = self._kept(current, aim_fps)
-        fast_enough = len(self._fast_enough([current.first, current.second])) == 2 and (
-            self._goal.max_latency_s is None or current.latency_s * self._latency_factor <= self._goal.max_latency_s
-        )
-        holds = kept.capacity_fps >= ENOUGH * demand_fps and fast_enough
-        if now_s - self._forgiven_s > FORGIVE_S:
-            self._forgiven_s = now_s
-            self._patience_s = max(PATIENCE_S, self._patience_s / 2)
-        if not holds and not same and best.capacity_fps > 1.03 * kept.capacity_fps:
-            return self._switch(best, "need", now_s), "need"
-        if not holds and not same and not fast_enough:
-            return self._switch(best, "need", now_s), "need"
-        if (
-            not same
-            and best.cloud_s < (1.0 - GAIN) * kept.cloud_s
-            and (best.capacity_fps >= min(aim_fps, ENOUGH * kept.capacity_fps))
-        ):
-            if self._better_since is None:
-                self._better_since = now_s
-            if now_s - self._better_since >= self._patience_s:
-                return self._switch(best, "save", now_s), "save"
-        else:
-            self._better_since = None
-        change = abs(kept.share - current.share) if len(current.splits) == 2 else 0.0
-        if change > SHARE_STEP or (change > 0 and current.capacity_fps < ENOUGH * demand_fps):
-            return kept, "share"
-        return None, ""
+    def _in_time(self, choice: Choice) -> bool:
+        return choice.latency_s * self._latency_factor <= self._max_latency_s
 
-    def _kept(self, current: Choice, aim_fps: float) -> Choice:
-        """The best share of the set of splits in force. Neither leaves it: that would be a change of the set."""
+    def _kept(self, current: Choice, aim_fps: float, fps: float | None) -> Choice:
+        """The best shares for the splits in force. They make up for what the last seconds lacked or had too much."""
         first, second = current.first, current.second
         if first is second:
             return current
+        if fps is not None:
+            aim_fps *= 1.0 + min(max(CATCH_UP * (aim_fps - fps) / aim_fps, -0.05), 0.1)
         share = cost_model.cheapest_share(first, second, aim_fps)
         if share is None:
             share = cost_model.fastest_share(first, second)
+        # The tie to one end is loose: leaving the set altogether is a switch, and needs its reason.
         return cost_model.mixed(first, second, min(max(share, MIN_SHARE), 1.0 - MIN_SHARE))
 
-    def _switch(self, choice: Choice, why: str, now_s: float) -> Choice:
-        if why == "need" and now_s - self._took_back_s < TRIAL_S:
+    def _trim(self, current: Choice, kept: Choice, demand_fps: float) -> Decision | None:
+        if abs(kept.share - current.share) < SHARE_STEP:
+            return None
+        split = min(kept.splits)
+        reason = f"{kept.shares[split]:.0%} of the items at split {split}, the rest at {max(kept.splits)}"
+        return self._decision(kept, f"{reason}: {demand_fps:.3g} FPS at the least cloud time", routine=True)
+
+    def _why(
+        self, current: Choice, kept: Choice, best: Choice, holds: bool, aim_fps: float, now_s: float
+    ) -> Literal["", "need", "save"]:
+        """Why to leave the splits or the codec in force for the best choice; empty to stay."""
+        if now_s - self._forgiven_s > FORGIVE_S:
+            self._forgiven_s = now_s
+            self._patience_s = max(PATIENCE_S, self._patience_s / 2)
+        if best.splits == current.splits and best.codec == current.codec:
+            self._better_since = None
+            return ""
+        if not holds and (best.capacity_fps > (1.0 + GAIN) * kept.capacity_fps or not self._in_time(current)):
+            return "need"
+        enough_fps = min(aim_fps, ENOUGH * kept.capacity_fps)
+        if best.cloud_s >= (1.0 - GAIN) * kept.cloud_s or best.capacity_fps < enough_fps:
+            self._better_since = None
+            return ""
+        if self._better_since is None:
+            self._better_since = now_s
+        return "save" if now_s - self._better_since >= self._patience_s else ""
+
+    def _switch(self, why: str, now_s: float) -> None:
+        if why == "need" and now_s - self._saved_s < TRIAL_S:
             self._patience_s = min(2.0 * self._patience_s, MAX_PATIENCE_S)
             self._forgiven_s = now_s
-        self._took_back_s = now_s if why == "save" else -math.inf
+        self._saved_s = now_s if why == "save" else -math.inf
         self._switched_s = now_s
         self._better_since = None
-        return choice
+        self._recent.clear()
 
     # What is worth a probe
 
     def _probes(
         self,
         found: Sequence[Option],
-        spreads: Sequence[tuple[float, float, float]],
+        uncertain: _Uncertainty,
         best: Choice,
         meets: bool,
         demand_fps: float,
@@ -242,13 +268,18 @@ class ModelPolicy:
         """Options that are not known, and would be chosen if they were as good as they may be."""
         if self._pending or (meets and now_s - self._probed_s < PROBE_PAUSE_S):
             return ()
-        hopeful = [_hopeful(option, spread) for option, spread in zip(found, spreads, strict=True)]
-        unsure = {
-            (o.split, o.codec) for o, s in zip(found, spreads, strict=True) if max(s) >= SURE and not self._in_force(o)
-        }
+        hopeful: list[Option] = []
+        unsure: set[tuple[int, str]] = set()
+        for option in found:
+            if self._in_force(option):
+                hopeful.append(option)
+                continue
+            hopeful.append(uncertain.hopeful(option))
+            if uncertain.of(option) >= SURE:
+                unsure.add((option.split, option.codec))
         probes: list[Route] = []
         while unsure and len(probes) < PROBES_AT_ONCE:
-            hope, hope_meets = self._best(hopeful, demand_fps)
+            hope, hope_meets = self._best(hopeful, demand_fps, demand_fps)
             better = (
                 hope.cloud_s < (1.0 - GAIN) * best.cloud_s
                 if meets
@@ -301,21 +332,46 @@ class ModelPolicy:
         return "; ".join(parts)
 
 
-def _fps(choice: Choice, source_rate: float) -> float:
-    return min(choice.capacity_fps, source_rate)
-
-
 def _mean_split(choice: Choice) -> float:
     return sum(split * share for split, share in choice.shares.items())
 
 
-def _hopeful(option: Option, spread: tuple[float, float, float]) -> Option:
-    """An option as good as it may be."""
-    device, payload, cloud = (1.0 - 0.9 * each for each in spread)
-    use_s = list(option.use_s)
-    use_s[cost_model.DEVICE] *= device
-    use_s[cost_model.STAGE] *= device
-    use_s[cost_model.LINK] *= payload
-    use_s[cost_model.WORKERS] *= cloud
-    use_s[cost_model.WINDOW] *= payload
-    return option._replace(use_s=tuple(use_s), cloud_s=option.cloud_s * cloud)
+class _Uncertainty:
+    """Relative uncertainty of options' device work, payload and cloud cost."""
+
+    def __init__(self, known: Known) -> None:
+        self._payloads = known.payloads
+        self._device = _spreads(known.costs.device_s, known.device)
+        self._cloud = _spreads(known.costs.cloud_s[::-1], known.cloud[::-1])[::-1]
+
+    def of(self, option: Option) -> float:
+        """The largest of the three."""
+        split = option.split
+        return max(self._device[split], self._payloads[split, option.codec], self._cloud[split])
+
+    def hopeful(self, option: Option) -> Option:
+        """The option as good as it may be."""
+        split = option.split
+        device, cloud = 1.0 - HOPE * self._device[split], 1.0 - HOPE * self._cloud[split]
+        size = 1.0 - HOPE * self._payloads[split, option.codec]
+        use_s = list(option.use_s)
+        for resource, factor in (
+            (cost_model.DEVICE, device),
+            (cost_model.STAGE, device),
+            (cost_model.LINK, size),
+            (cost_model.WORKERS, cloud),
+            (cost_model.WINDOW, size),
+        ):
+            use_s[resource] *= factor
+        return option._replace(use_s=tuple(use_s), cloud_s=option.cloud_s * cloud)
+
+
+def _spreads(times_s: Sequence[float], spreads: Sequence[float]) -> list[float]:
+    """Relative uncertainty of the sum of the first 0, 1, ... times."""
+    total = square = 0.0
+    found = [0.0]
+    for time_s, spread in zip(times_s, spreads, strict=True):
+        total += time_s
+        square += (time_s * spread) ** 2
+        found.append(min(1.0, math.sqrt(square) / total) if total else 0.0)
+    return found

@@ -28,7 +28,7 @@ from task_offload.scheduling.simulation.worlds import COMMIT_S, World
 QUEUE = 4  # items that wait between two stages
 WINDOW = 16
 _NOISES = 4096
-STALL_SHARE = 0.2  # of the items under a CPU quota carry its stalls
+STALL_S = 0.018  # what a quota of 0.1 with a period of 20 ms lets a task wait
 CROWDED = 0.93  # use of the device's cores from which its threads wait for each other
 
 
@@ -111,9 +111,7 @@ class _Times:
         self.stateful_there = any(costs.stateful[split:last])
 
 
-def _noises(random_: random.Random, spread: float, stalls: bool) -> list[float]:
-    if stalls:  # most items run at full speed, and some carry the whole wait
-        return [0.25 if random_.random() > STALL_SHARE else 4.0 + random_.uniform(-1.0, 1.0) for _ in range(_NOISES)]
+def _noises(random_: random.Random, spread: float) -> list[float]:
     sigma = math.sqrt(math.log(1.0 + spread * spread))
     return [math.exp(random_.gauss(-sigma * sigma / 2.0, sigma)) for _ in range(_NOISES)]
 
@@ -129,9 +127,9 @@ class SimulatedDevice:
         self.mixer = Mixer(self.decision)
         random_ = random.Random(seed)
         self._random = random_
-        self._device_noise = _noises(random_, world.device_noise, world.quota)
-        self._cloud_noise = _noises(random_, world.cloud_noise, False)
-        self._size_noise = _noises(random_, world.size_noise, False)
+        self._device_noise = _noises(random_, world.device_noise)
+        self._cloud_noise = _noises(random_, world.cloud_noise)
+        self._size_noise = _noises(random_, world.size_noise)
         self._chance = [random_.random() for _ in range(_NOISES)]
         self._line = Line(world, world.duration_s)
         self._item = 0
@@ -305,7 +303,7 @@ class SimulatedDevice:
             ran = filtered if filtered >= 0 else route.split
             for i in range(ran):
                 device_items[i] += int(items)
-                device_s[i] += noise * costs.device_s[i] * self._wobble(items)
+                device_s[i] += noise * costs.device_s[i] * self._wobble(items, costs.device_s[i])
                 device_out[i] += int(items)
             if filtered >= 0:
                 device_out[ran - 1] -= int(items)
@@ -366,6 +364,13 @@ class SimulatedDevice:
             late=interval.late,
         )
 
-    def _wobble(self, items: float) -> float:
-        """A task's own noise, beside that of its item."""
+    def _wobble(self, items: float, task_s: float | None = None) -> float:
+        """A task's own noise, beside that of its item.
+
+        Under a CPU quota a task either runs at full speed or carries a stall of almost a period: few of its runs
+        hold most of its time.
+        """
+        if task_s is not None and self.world.quota:
+            shape = max(items * task_s / STALL_S, 1e-3)
+            return self._random.gammavariate(shape, 1.0 / shape)
         return max(0.3, 1.0 + self._random.gauss(0.0, 0.1) / math.sqrt(items))
