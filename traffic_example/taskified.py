@@ -8,7 +8,7 @@ of the package, on one machine, no network:
 
 With a server, 15 frames a second and the split found automatically (`--source` takes a camera, a file or a URL):
 
-    python3 cloud_server_coordinator.py --app traffic_example.taskified --dashboard 8080
+    python3 cloud_server_coordinator.py --app traffic_example.taskified
     HOST=... python3 iot_client_coordinator.py --app traffic_example.taskified --realtime 1 15
 
 The way of an item, with a frame's time on one core of a PC:
