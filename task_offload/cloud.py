@@ -146,12 +146,12 @@ class Cloud:
     def __init__(
         self,
         config: CloudConfig,
-        limits: ListenerLimits = ListenerLimits(),
+        limits: ListenerLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
         unix_clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
-        self._limits = limits
+        self._limits = limits or ListenerLimits()
         self._clock = clock
         self._unix_clock = unix_clock
         self._chain = load_app(config.app)
@@ -182,7 +182,7 @@ class Cloud:
             self,
             lambda: CloudSide(len(self._chain.tasks), self._chain.splits),
             self._identity.tls() if self._identity else None,
-            limits,
+            self._limits,
             clock,
         )
         self._engine = make_engine(
@@ -409,7 +409,7 @@ class Cloud:
         if session is not None and newest is not session and newest is not None and newest.connection is not None:
             self._listener.refuse(
                 connection, Refusal.REPLACED,
-                f"a newer run of a device named {hello.device} is connected; give each device a --device-name of its own",
+                f"a newer run of a device named {hello.device} is connected; give each device its own --device-name",
             )  # fmt: skip
             return
         if session is None:
@@ -418,8 +418,8 @@ class Cloud:
             except OffloadError as error:
                 self._listener.refuse(connection, Refusal.BUSY, f"the results cannot be read: {error}", COME_BACK_S)
                 return
-            if books.watermark < hello.held_from:  # nothing is kept here, or somebody removed it
-                books = SessionBooks(watermark=hello.held_from)
+            if books.watermark < hello.acked:  # nothing is kept here, or somebody removed it
+                books = SessionBooks(watermark=hello.acked)
             session = CloudSession(hello.device, hello.session, books)
             self._sessions[key] = self._by_record[session.device, session.session] = session
         for other in (session, newest):
@@ -461,9 +461,9 @@ class Cloud:
         elif isinstance(event, Load):
             session.load = event
         elif isinstance(event, Bye):
-            if event.next_sequence != session.expected:
+            if event.next_sequence > session.expected:
                 raise ProtocolError(f"a bye at item {event.next_sequence} where item {session.expected} was due")
-            session.bye = event.next_sequence
+            session.bye = session.expected  # a device that was killed may not know how far it had come
             self._acknowledge(session)
         if (
             session.expected - session.totals.next_sequence > PAUSE_ITEMS

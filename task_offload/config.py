@@ -41,7 +41,6 @@ class DeviceConfig:
     app: str = DEFAULT_APP
     source: str | None = None
     device_name: str = "device"
-    token: str | None = None
     use_tls: bool = True
     items: int | None = None
     duration_s: float | None = None
@@ -51,7 +50,7 @@ class DeviceConfig:
     picture_quality: int = PICTURE_QUALITY
     max_latency_s: float | None = None
     spool: Path | None = None
-    spool_limit_bytes: int = 256 * 1024 * 1024
+    spool_limit_bytes: int | None = None
     emulate_cpu: float | None = None
     emulate_link: EmulatedLink | None = None
     drain_s: float = DRAIN_S
@@ -198,8 +197,8 @@ def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] |
     options.add(
         "--spool-limit",
         _size,
-        256 * 1024 * 1024,
-        "how much may wait while the server is away, in memory or in --spool (default 256M)",
+        None,
+        "how much may wait while the server is away (default 64M in memory, 1G with --spool)",
         "OFFLOAD_SPOOL_LIMIT",
         metavar="SIZE",
     )
@@ -232,7 +231,6 @@ def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] |
         app=given.app,
         source=given.source,
         device_name=given.device_name,
-        token=environ.get("OFFLOAD_TOKEN") or None,
         use_tls=not given.no_tls,
         items=given.items,
         duration_s=given.duration,

@@ -48,8 +48,9 @@ def run_demo(config: DeviceConfig) -> int:
             link = config.emulate_link
             assert link is not None
             print(
-                f"demo: an emulated device {config.emulate_cpu:g} times slower than this machine, and an emulated link of "
-                f"{link.bytes_per_s * 8 / 1e6:g} Mbit/s with {link.delay_s * 1000:g} ms delay; {TARGET_FPS:g} FPS wanted",
+                f"demo: an emulated device {config.emulate_cpu:g} times slower than this machine, an emulated link of "
+                f"{link.bytes_per_s * 8 / 1e6:g} Mbit/s with {link.delay_s * 1000:g} ms delay; "
+                f"{TARGET_FPS:g} FPS wanted",
                 flush=True,
             )
             return run_device(config)

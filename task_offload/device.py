@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -26,6 +27,8 @@ from task_offload.runner import Kind, Runner, States, TaskErrorLog
 from task_offload.scheduling.mix import Mixer
 from task_offload.scheduling.observation import Decision, Policy, Route
 from task_offload.scheduling.step_policy import StepPolicy
+from task_offload.spool import DiskSpool
+from task_offload.spooled_outbox import SpooledOutbox
 from task_offload.task import Chain, Item, load_app
 from task_offload.transport.emulation import LinkEmulator
 from task_offload.transport.link import DeviceSession, Link
@@ -33,7 +36,7 @@ from task_offload.transport.loopback import check_no_tls_addresses, find_token
 from task_offload.transport.tokens import Token, check_device_name
 from task_offload.wire.codec import Encoder
 from task_offload.wire.messages import Costs, Ending, Totals, Welcome
-from task_offload.wire.outbox import Acked
+from task_offload.wire.outbox import Acked, Outbox
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ DECISION_S = 0.5  # between looks of the scheduler
 LOAD_S = 2.0
 MOST_WINDOWS = 10_000  # in the report: the newest, of a run of months
 MEMORY_SPOOL_BYTES = 64 * 1024 * 1024
+DISK_SPOOL_BYTES = 1024 * 1024 * 1024
 MOST_WORKERS = 8
 ROOM_ENTRIES = 2  # that wait for the window: one goes as soon as it opens, one follows
 
@@ -65,8 +69,8 @@ def _check_split(split: int, chain: Chain) -> None:
         most = len(chain.tasks) - 1
         pins = " (others would break the pins of its tasks)" if 1 <= split <= most else ""
         raise ConfigError(
-            f"a split of {split} is not possible: {chain.app} has {len(chain.tasks)} tasks, the last runs in the cloud, "
-            f"so choose {splits[0]} to {splits[-1]}{pins}"
+            f"a split of {split} is not possible: {chain.app} has {len(chain.tasks)} tasks, and the last runs in the "
+            f"cloud, so choose {splits[0]} to {splits[-1]}{pins}"
         )
 
 
@@ -250,14 +254,15 @@ class OffloadRun(_Run):
             self.decision = Decision({config.split: 1.0}, f"split {config.split}, as given")
         self.mixer = Mixer(self.decision)
         self.decisions: list[dict[str, Any]] = []
-        self.session = DeviceSession(os.urandom(16))
-        self.refused = False
+        self.spool = DiskSpool(config.spool, config.spool_limit_bytes or DISK_SPOOL_BYTES) if config.spool else None
         self._local_route = Route(chain.splits[-1])
         self._caught_up = True
-        self._newest = False
         self._draining = False
         self._welcomed = threading.Event()
         self._link_busy_before = 0.0
+        self.rate = self.open_source()
+        self._newest = (config.overload or ("newest" if self.live else "block")) == "newest"
+        earlier, self.session = self._sessions()
         address = (config.host, config.port)
         self._emulator = LinkEmulator(config.emulate_link, address) if config.emulate_link else None
         self.link = Link(
@@ -265,11 +270,36 @@ class OffloadRun(_Run):
             config.device_name,
             chain_spec(chain),
             self._find_token,
-            [self.session],
+            [*earlier, self.session],
             self,
             config.use_tls,
         )
-        self.limit_bytes = MEMORY_SPOOL_BYTES
+
+    def _sessions(self) -> tuple[list[DeviceSession], DeviceSession]:
+        """What earlier runs left in the spool for this chain, and the session of this run."""
+        session = os.urandom(16)
+        config, spool = self.config, self.spool
+        limit_bytes = config.spool_limit_bytes or (DISK_SPOOL_BYTES if spool else MEMORY_SPOOL_BYTES)
+        if spool is None:
+            return [], DeviceSession(session, Outbox(limit_bytes))
+        meta = json.dumps([config.device_name, *chain_spec(self.chain).identity()]).encode()
+        earlier = []
+        for held in spool.sessions():
+            if held.meta != meta:
+                log.warning(
+                    "%d items of an earlier run wait in %s for another app or device name: %s",
+                    held.items, config.spool, held.meta.decode(errors="replace"),
+                )  # fmt: skip
+                continue
+            outbox = SpooledOutbox(spool, held.session, limit_bytes, (held.first, held.end))
+            earlier.append(DeviceSession(bytes.fromhex(held.session), outbox, held.end, sent_to=2**63, leaving=True))
+        if earlier:
+            log.info(
+                "%d items of earlier runs are delivered first", sum(each.outbox.waiting_entries for each in earlier)
+            )
+        spool.begin(session.hex(), meta)
+        outbox = SpooledOutbox(spool, session.hex(), limit_bytes, drop_when_full=self._newest)
+        return earlier, DeviceSession(session, outbox)
 
     def _find_token(self) -> Token | None:
         assert self.config.host is not None
@@ -277,9 +307,6 @@ class OffloadRun(_Run):
 
     def run(self) -> int:
         config = self.config
-        self.rate = self.open_source()
-        overload = config.overload or ("newest" if self.live else "block")
-        self._newest = overload == "newest"
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.cores = 1 if config.emulate_cpu else min(cores, MOST_WORKERS)
         codec = "none" if config.codec == "auto" else config.codec
@@ -314,7 +341,12 @@ class OffloadRun(_Run):
         return self._end(pipeline)
 
     def _wait_for_server(self) -> bool:
-        """A device that starts before its server waits for it. False if the user stopped it, or it was refused."""
+        """A device that starts before its server waits for it, unless it has a spool to fill meanwhile.
+
+        False if the user stopped it, or it was refused.
+        """
+        if self.spool is not None:
+            return True
         while not self._welcomed.is_set() and not self.link.ended and not self.signals.count:
             self.watchdog.beat()
             self._welcomed.wait(0.1)
@@ -377,7 +409,8 @@ class OffloadRun(_Run):
         pipeline.stop()
         if asked:
             _print(
-                f"stopping: finishing what is on its way, for {self.config.drain_s:g} s at most; Ctrl-C again stops at once"
+                f"stopping: finishing what is on its way, for {self.config.drain_s:g} s at most; "
+                "Ctrl-C again stops at once"
             )
         deadline = time.monotonic() + self.config.drain_s
         left = False
@@ -405,7 +438,10 @@ class OffloadRun(_Run):
         books = self.books
         books.captured = self.meters.captured
         with self.link.condition:
-            left = self.session.outbox.take_all()
+            outbox = self.session.outbox
+            left = outbox.take_all()
+            if isinstance(outbox, SpooledOutbox) and outbox.spooled:
+                books.left["spooled"] = outbox.spooled
         for entry in left:
             if entry.payload is not None:
                 books.dropped["undelivered"] += 1
@@ -427,6 +463,8 @@ class OffloadRun(_Run):
                 "reconnects": max(0, self.link.connections - 1),
             }
         )
+        if self.spool is not None:
+            self.spool.close()
         error = pipeline.error or self.link.error
         if error is not None:
             _complain(error)
@@ -452,11 +490,11 @@ class OffloadRun(_Run):
                 if self._caught_up:
                     if outbox.waiting_entries < ROOM_ENTRIES:
                         return True
-                elif outbox.waiting_bytes + outbox.sent_bytes < self.limit_bytes:
+                elif not outbox.full:
                     return True
-                elif self._newest and outbox.drop_oldest_waiting("spool_full"):
-                    self.meters.dropped()
-                    continue
+                elif self._newest:
+                    self.meters.dropped(outbox.drop_oldest_waiting("spool_full"))
+                    return True
                 link.condition.wait(1.0)
             return False
 
@@ -470,6 +508,9 @@ class OffloadRun(_Run):
         self._welcomed.set()
 
     def learned(self, session: DeviceSession, acked: list[Acked], totals: Totals) -> None:
+        if session is not self.session:
+            self.books.delivered_earlier += sum(items for _, items in acked)
+            return
         now, unix_now = time.monotonic(), time.time()
         for entry, items in acked:
             self.meters.acked(

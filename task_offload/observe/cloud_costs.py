@@ -1,4 +1,4 @@
-"""What devices cost the cloud. In: the outcomes of their items. Out: costs for each device, and its share of the cloud."""
+"""What devices cost the cloud. In: the outcomes of their items. Out: costs and shares for each."""
 
 from __future__ import annotations
 

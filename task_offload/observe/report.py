@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ def write_report(path: Path, report: Mapping[str, Any]) -> None:
     temporary = path.with_name(path.name + ".part")
     try:
         temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise StoreError(f"the report {path} cannot be written: {error.strerror}; give another file") from error
 

@@ -22,7 +22,7 @@ BUFFER_BYTES = 64 * 1024  # a router's queue
 
 
 class LinkEmulator:
-    """Relays connections from a port on loopback to `target` through an emulated link. `address` is where to connect."""
+    """Relays connections to `target` through an emulated link. `address`, on loopback, is where to connect."""
 
     def __init__(self, link: EmulatedLink, target: tuple[str, int]) -> None:
         self._link = link

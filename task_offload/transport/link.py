@@ -62,6 +62,7 @@ class DeviceSession:
         session: 16 bytes, its identity.
         outbox: what it has sent or will send.
         next_sequence: the first sequence that was never put into the outbox.
+        acked: all below this sequence were acknowledged, as far as this run knows.
         sent_to: the first sequence that was never sent, on any connection.
         leaving: no more will be added; the session says bye when its outbox is empty.
         left: the cloud has said farewell.
@@ -70,6 +71,7 @@ class DeviceSession:
     session: bytes
     outbox: Outbox = field(default_factory=Outbox)
     next_sequence: int = 0
+    acked: int = 0
     sent_to: int = 0
     leaving: bool = False
     left: bool = False
@@ -296,7 +298,7 @@ class Link:
                 raise RefusedError(
                     Refusal.TOKEN,
                     f"the server at {self._address[0]} has another certificate than the token names; if it was set up "
-                    f"anew, run  cloud_server_coordinator.py --enroll {self._device}  there and paste the new line here",
+                    f"anew, run  cloud_server_coordinator.py --enroll {self._device}  there and paste its line here",
                     lasting=True,
                 )
             self._exchange(stream, session, token, deadline)
@@ -358,12 +360,9 @@ class Link:
 
     def _exchange(self, stream: Stream, session: DeviceSession, token: Token | None, deadline: float) -> None:
         """Introduces the session, and carries its outbox, until farewell."""
-        with self.condition:
-            held_from = session.outbox.held_from
-            held_from = session.next_sequence if held_from is None else held_from
         name = token.device if token is not None and token.device else self._device
         secret = token.secret if token is not None else bytes(32)
-        stream.queue([Hello(name, session.session, secret, self._chain, held_from).encode()])
+        stream.queue([Hello(name, session.session, secret, self._chain, session.acked).encode()])
         talk = _Conversation(FrameReader(MemoryPool(0), _CLOUD_LIMITS), DeviceSide(), self._clock())
         while talk.window is None:
             stream.flush()
@@ -412,7 +411,7 @@ class Link:
                 self._note_busy(session)
                 self.condition.notify_all()
             finished = session.leaving and outbox.held_from is None
-        if self._load is not None:
+        if self._load is not None and not talk.left:
             stream.queue([self._load.encode()])
             self._load = None
         unix_now = self._unix_clock()
@@ -471,6 +470,8 @@ class Link:
                 self.away_s += now - self.away_since
                 self.away_since = None
             acked = session.outbox.acknowledge(welcome.totals.next_sequence)
+            session.outbox.resume(welcome.totals.next_sequence)
+            session.acked = max(session.acked, welcome.totals.next_sequence)
             session.next_sequence = max(session.next_sequence, welcome.totals.next_sequence)
             self.condition.notify_all()
         self._events.welcomed(session, welcome)
@@ -482,6 +483,7 @@ class Link:
         assert window is not None
         with self.condition:
             acked = session.outbox.acknowledge(totals.next_sequence)
+            session.acked = max(session.acked, totals.next_sequence)
             for each in acked:
                 if each.entry.sent_at:
                     window.acknowledged(each.entry, now)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any, Protocol
 
@@ -54,7 +54,7 @@ class ListenerLimits:
     greeting_s: float = 10.0
     heartbeat_s: float = 2.0
     silence_s: float = 8.0
-    frames: FrameLimits = FrameLimits()
+    frames: FrameLimits = field(default_factory=FrameLimits)
     outgoing_bytes: int = 1024 * 1024
     free_bytes: int = 64 * 1024 * 1024
     log_lines_per_minute: int = 10

@@ -95,7 +95,7 @@ class Stream:
             self._outgoing.popleft()
 
     def receive_into(self, buffer: memoryview) -> int | None:
-        """Receives what there is. Returns the number of bytes, 0 at the end of the stream, None if there is nothing now.
+        """Receives what there is. Returns the number of bytes, 0 at the end, None if there is nothing now.
 
         Raises:
             LinkError: the connection is lost.

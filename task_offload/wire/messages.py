@@ -22,7 +22,7 @@ MOST_IN_RANGE = 1024  # items of one range: each becomes a row of the results
 FRAME = struct.Struct("<BBHIQ")  # kind, zero, zero, head bytes, body bytes
 ITEM = struct.Struct("<QQBB6x")  # sequence, age in microseconds, split, tag
 _RANGE = struct.Struct("<QIBBHQQ")  # first sequence, count, ending, split, detail bytes, oldest and newest age
-_HELLO = struct.Struct("<4sHH16s32s32sQ")  # magic, version, flags, session, secret, source digest, first sequence held
+_HELLO = struct.Struct("<4sHH16s32s32sQ")  # magic, version, flags, session, secret, source digest, acknowledged
 _WELCOME = struct.Struct("<HHffQQIff")  # version, flags, heartbeat, silence, message and unacked bytes, items, W, M
 _ACK = struct.Struct("<QQQQQB")  # next sequence, completed, filtered, dropped, CPU in microseconds, reasons
 _COSTS = struct.Struct("<ffQQQQBH")  # W, M, queue wait and items, transfer bytes and time, task and payload costs
@@ -94,6 +94,10 @@ class ChainSpec:
     payload_types: tuple[str, ...] = ()
     source_digest: bytes = bytes(32)
 
+    def identity(self) -> tuple[list[str], list[str]]:
+        """What payloads of this chain depend on: names of the tasks and of the payload types."""
+        return [task.name for task in self.tasks], list(self.payload_types)
+
     def difference(self, other: ChainSpec) -> str | None:
         """What does not match, in words: `self` is the cloud's chain, `other` the device's. None if all does."""
         if len(self.tasks) != len(other.tasks):
@@ -117,7 +121,8 @@ class Hello:
         session: 16 bytes, the identity of this run of the device.
         secret: 32 bytes that prove the name; zeros where none is needed.
         chain: what it runs.
-        held_from: the lowest sequence that it can still send.
+        acked: all its items below this sequence were acknowledged, as far as it remembers. A cloud whose books end
+            before that has lost them, and begins there.
         version: of the protocol.
     """
 
@@ -125,12 +130,12 @@ class Hello:
     session: bytes
     secret: bytes
     chain: ChainSpec
-    held_from: int = 0
+    acked: int = 0
     version: int = VERSION
 
     def encode(self) -> bytes:
         parts = [
-            _HELLO.pack(MAGIC, self.version, 0, self.session, self.secret, self.chain.source_digest, self.held_from),
+            _HELLO.pack(MAGIC, self.version, 0, self.session, self.secret, self.chain.source_digest, self.acked),
             _text(self.device),
             bytes([len(self.chain.tasks)]),
         ]
@@ -144,11 +149,11 @@ class Hello:
     def decode(head: bytes) -> Hello:
         """Raises ProtocolError, with `version` checked before anything that a version may change."""
         reader = _Reader(head)
-        magic, version, _, session, secret, digest, held_from = reader.fields(_HELLO)
+        magic, version, _, session, secret, digest, acked = reader.fields(_HELLO)
         if magic != MAGIC:
             raise ProtocolError("the peer does not speak this protocol")
         if version != VERSION:
-            return Hello("", session, secret, ChainSpec(()), held_from, version)
+            return Hello("", session, secret, ChainSpec(()), acked, version)
         device = reader.text()
         tasks = []
         for _ in range(reader.byte()):
@@ -156,7 +161,7 @@ class Hello:
             tasks.append(TaskSpec(reader.text(), contract & 3, bool(contract & 4)))
         types = tuple(reader.text() for _ in range(reader.byte()))
         reader.end()
-        return Hello(device, session, secret, ChainSpec(tuple(tasks), types, digest), held_from)
+        return Hello(device, session, secret, ChainSpec(tuple(tasks), types, digest), acked)
 
 
 @dataclass(frozen=True)
@@ -364,9 +369,7 @@ class Costs:
         payload_costs = tuple(PayloadBusy(*reader.fields(_PAYLOAD_COST)) for _ in range(payloads))
         reader.end()
         queue_us, queued, transfer_bytes, transfer_us = sums
-        return Costs(
-            workers, main_share, queue_us, queued, transfer_bytes, transfer_us, task_costs, payload_costs
-        )
+        return Costs(workers, main_share, queue_us, queued, transfer_bytes, transfer_us, task_costs, payload_costs)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a device has sent or will send, until it is acknowledged. In: entries in sequence order, acks. Out: what to send.
+"""What a device has sent or will send, until it is acknowledged. In: entries in order, acks. Out: what to send.
 
 An entry is an item with its payload, or a run of items that ended on the device. Entries stay until the cloud's ack
 covers them; after a break all that is left is sent again, in the same order.
@@ -62,12 +62,17 @@ class Entry:
         age_us = _age_us(now_unix, self.captured_at)
         head_bytes = len(payload.head)
         prefix = item_prefix(self.sequence, age_us, self.split, self.tag, head_bytes, payload.size_bytes - head_bytes)
-        message: list[bytes | memoryview] = [prefix + payload.head]
-        for buffer in payload.buffers:
-            message.append(buffer)
-            if padding := -len(buffer) % BODY_ALIGNMENT:
-                message.append(bytes(padding))
-        return message
+        return [prefix + payload.head, *padded_body(payload)]
+
+
+def padded_body(payload: Payload) -> list[bytes | memoryview]:
+    """A payload's buffers, each padded as the body demands."""
+    body: list[bytes | memoryview] = []
+    for buffer in payload.buffers:
+        body.append(buffer)
+        if padding := -len(buffer) % BODY_ALIGNMENT:
+            body.append(bytes(padding))
+    return body
 
 
 def _age_us(now_unix: float, then_unix: float) -> int:
@@ -82,9 +87,14 @@ class Acked(NamedTuple):
 
 
 class Outbox:
-    """Entries in sequence order: first those sent on this connection, then those that wait. No thread safety."""
+    """Entries in sequence order: first those sent on this connection, then those that wait. No thread safety.
 
-    def __init__(self) -> None:
+    Arguments:
+        limit_bytes: what it may hold while there is no connection; see `full`.
+    """
+
+    def __init__(self, limit_bytes: int = 64 * 1024 * 1024) -> None:
+        self._limit_bytes = limit_bytes
         self._sent: deque[Entry] = deque()
         self._waiting: deque[Entry] = deque()
         self.sent_bytes = 0
@@ -97,6 +107,11 @@ class Outbox:
     @property
     def waiting_entries(self) -> int:
         return len(self._waiting)
+
+    @property
+    def full(self) -> bool:
+        """Whether it holds as much as it may. It takes more all the same: `drop_oldest_waiting` first, or wait."""
+        return self.sent_bytes + self.waiting_bytes >= self._limit_bytes
 
     @property
     def held_from(self) -> int | None:
@@ -166,7 +181,7 @@ class Outbox:
         self.sent_bytes = 0
 
     def drop_oldest_waiting(self, reason: str) -> int:
-        """Gives the oldest waiting payload up, so that a newer one has room. Returns how many items that cost: 0 or 1."""
+        """Gives the oldest waiting payload up, so that a newer one has room. Returns how many items: 0 or 1."""
         for entry in self._waiting:
             if entry.payload is not None:
                 self.waiting_bytes -= entry.payload.size_bytes
@@ -174,9 +189,15 @@ class Outbox:
                 return 1
         return 0
 
+    def resume(self, next_sequence: int) -> None:
+        """A connection begins; the cloud has recorded all below `next_sequence`. Nothing from there on is missing."""
+
     def take_all(self) -> list[Entry]:
         """Empties the outbox. Returns what it held, in order."""
         self.rewind()
+        return self._empty()
+
+    def _empty(self) -> list[Entry]:
         entries = list(self._waiting)
         self._waiting.clear()
         self.waiting_bytes = 0
