@@ -108,9 +108,9 @@ class Scene:
         slope = np.linspace(1.12, 0.72, width, dtype=np.float32)[None, :, None]
         image *= slope * np.linspace(0.86, 1.08, height, dtype=np.float32)[:, None, None]
         image[horizon - 6 : horizon + 4] *= 0.72  # the dark joint where wall meets path
-        _grass(image, rng, base=horizon + 6, count=2600, longest=26)
-        self._sign(image, left=548, top=84)
-        self._crate(image, left=420, bottom=horizon + 34, rng=rng)
+        _grass(image, rng, base=horizon + 6, count=3000, longest=24)
+        self._sign(image, left=96, top=46)
+        self._crate(image, left=420, bottom=horizon + 24, rng=rng)
         return cv2.GaussianBlur(np.clip(image, 0, 255), (0, 0), 0.8)  # a little behind the lens's focus
 
     @staticmethod
@@ -146,7 +146,7 @@ class Scene:
         image[:, post] = np.array((66, 92, 122), np.float32) * (0.55 + 0.6 * shading) + 18 * grain
         alpha[:, post] = 1
         for _ in range(420):  # a bush of leaves in the right corner
-            x, y = rng.normal(width - 40, 48), rng.normal(height - 42, 34)
+            x, y = width - np.abs(rng.normal(0, 46)), height - np.abs(rng.normal(20, 42))
             tone = rng.uniform(0.45, 1.15)
             colour = np.array((rng.uniform(48, 74), rng.uniform(96, 124), rng.uniform(62, 92))) * tone
             axes = (int(rng.uniform(7, 13)), int(rng.uniform(2, 4)))
@@ -208,18 +208,18 @@ class Scene:
         offset = int(t * 39) % (2 * self._shape[1])
         foliage = self._shade[:, offset : offset + self._shape[1]]
         depth = np.clip(foliage * 2.2 - 0.2, 0, 1)[..., None] * (0.6 + 0.4 * np.sin(t / 3.0))
-        return (exposure * (1 - depth * np.array((0.42, 0.30, 0.40)))).astype(np.float32)
+        return (exposure * (1 - depth * np.array((0.40, 0.33, 0.385)))).astype(np.float32)
 
 
 def _ball(moment: float) -> tuple[float, float, float, float] | None:
     """(x, y, radius, turn) of the ball at a moment in frames, or None while it is away."""
     t = moment / FPS
-    if 1.2 <= t < 5.0:  # it bounces in from the left, passes behind the post and leaves on the right
+    if 1.2 <= t < 4.6:  # it bounces in from the left, passes behind the post and leaves on the right
         s = t - 1.2
-        return -30 + 195 * s, _bounce(s, start=90, floor=286), 19 - 0.8 * s, 6 * s
+        return -30 + 225 * s, _bounce(s, start=60, floor=312), 21 - 0.8 * s, 6 * s
     if 5.8 <= t < 10.2:  # it rolls back, out of the bush
         s = t - 5.8
-        return 660 - 230 * s + 11 * s**2, 300 + 4 * s, 16 + 1.2 * s, -9 * s
+        return 660 - 230 * s + 11 * s**2, 322 + 2 * s, 16 + 0.8 * s, -9 * s
     if 11.6 <= t < 13.0:  # thrown fast, close to the camera
         s = t - 11.6
         return -40 + 560 * s, 250 - 420 * s + 330 * s**2, 24 + 6 * s, 20 * s
@@ -228,19 +228,19 @@ def _ball(moment: float) -> tuple[float, float, float, float] | None:
         swing = 1.15 * np.cos(2.5 * s) * np.exp(-s / 12)
         length = 215 + 14 * s
         rise = max(0.0, 0.9 - s) ** 2 * 260 + max(0.0, s - 4.0) ** 2 * 420
-        return 400 + length * np.sin(swing), -50 + length * np.cos(swing) - rise, 17 + 4.2 * s, swing
+        return 400 + length * np.sin(swing), -62 + length * np.cos(swing) - rise, 17 + 4.2 * s, swing
     return None
 
 
 def _bounce(s: float, start: float, floor: float) -> float:
-    """Height of a ball dropped at `start`, in pixels from the top; each bounce keeps 0.62 of the height."""
+    """Height of a ball dropped at `start`, in pixels from the top; each bounce keeps 0.72 of the height."""
     gravity, height = 900.0, floor - start
     fall = np.sqrt(2 * height / gravity)
     if s < fall:
         return start + gravity * s**2 / 2
     s -= fall
     while True:
-        height *= 0.62
+        height *= 0.72
         flight = 2 * np.sqrt(2 * height / gravity)
         if s < flight:
             return floor - gravity * s * (flight - s) / 2
@@ -266,7 +266,7 @@ def _shake(index: int) -> np.ndarray:
 def _sensor(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Shot noise and read noise, a little wider than a pixel because of the colour filter; then 8 bits."""
     noise = rng.standard_normal(view.shape, np.float32)
-    noise = 0.8 * cv2.GaussianBlur(noise, (0, 0), 0.6)
+    noise = 0.65 * cv2.GaussianBlur(noise, (0, 0), 0.6)
     view = view + noise * np.sqrt(0.10 * np.clip(view, 0, 255) + 4)
     return np.clip(view + 0.5, 0, 255).astype(np.uint8)
 
@@ -285,7 +285,7 @@ def _clouds(rng: np.random.Generator, shape: tuple[int, int], octaves: int, coar
 def _grass(image: np.ndarray, rng: np.random.Generator, base: int, count: int, longest: int) -> None:
     """Blades that lean, from the back to the front, thicker and thinner in places."""
     width = image.shape[1]
-    density = 0.5 + 0.5 * np.sin(np.arange(width) / 37.0) * np.sin(np.arange(width) / 11.0 + 1)
+    density = 0.8 + 0.2 * np.sin(np.arange(width) / 37.0) * np.sin(np.arange(width) / 11.0 + 1)
     xs = rng.choice(width, count, p=density / density.sum())
     for x, y in zip(xs, np.sort(rng.normal(base, 4, count)), strict=True):
         length, lean = rng.uniform(0.3, 1) * longest, rng.normal(0, 5)

@@ -31,17 +31,17 @@ from ball_tracking_example.window import show
 WIDTH = 500  # pixels; every frame is brought to this width, so sizes below mean the same for every camera
 
 # Hue, saturation and value of the ball. Dark and pale pixels have a hue by chance only: the blog post's limits
-# (86 and 6) take a black box for a ball and lose the sunlit side of a real one.
-GREEN_LOWER = (29, 55, 40)
+# (86 and 6) take a black box for a ball, and lose the sunlit side of a real one.
+GREEN_LOWER = (30, 52, 40)
 GREEN_UPPER = (75, 255, 255)
 
-# What makes a green spot a ball. On the left the ideal disc.
-MIN_RADIUS = 6  #           pixels; below it every spot is round
-MIN_CIRCLE_SHARE = 0.5  #   1.00: it fills the circle around it. Fingers hide a part, motion blur stretches it
-MIN_HULL_SHARE = 0.8  #     1.00: it has no bays. Grass and leaves are ragged
-MAX_BOX_SHARE = 0.9  #      0.79: it leaves the corners of its box free. A book or a bottle does not
+# What makes a green spot a ball.
+MIN_RADIUS = 8  # pixels; below it every spot is round
+MIN_CIRCLE_SHARE = 0.5  # of the circle around it; a disc fills it, but fingers hide a part and motion stretches it
+MIN_ROUNDNESS = 0.55  # 4 pi area / perimeter^2 is 1 for a disc, and small for ragged things: grass, leaves, shadows
+MAX_BOX_SHARE = 0.9  # of the box around it; a disc leaves a fifth free in the corners, a bottle or a book nothing
 
-CANDIDATES = 3  # a ball in front of something large and green is not the largest spot
+CANDIDATES = 10  # the ball is not the largest spot where there is a lawn
 
 Circle = tuple[float, float, float]
 Scale = tuple[float, float]
@@ -60,8 +60,9 @@ def track(source: str) -> Iterator[tuple[np.ndarray, dict[str, float] | None]]:
         blurred = cv2.GaussianBlur(frame, (11, 11), 0)
         hsv = cv2.cvtColor(blurred, cv2.COLOR_BGR2HSV)
         mask = cv2.inRange(hsv, GREEN_LOWER, GREEN_UPPER)
-        mask = cv2.erode(mask, None, iterations=2)
-        mask = cv2.dilate(mask, None, iterations=2)
+        mask = cv2.erode(mask, None, iterations=2)  # specks go
+        mask = cv2.dilate(mask, None, iterations=6)  # holes and bays close: fingers, a seam, a highlight
+        mask = cv2.erode(mask, None, iterations=4)
         found = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         contours = sorted(imutils.grab_contours(found), key=cv2.contourArea, reverse=True)[:CANDIDATES]
         circle = find_circle(contours)
@@ -86,21 +87,20 @@ def shrink(frame: np.ndarray) -> tuple[np.ndarray, Scale]:
 
 
 def find_circle(contours: Sequence[np.ndarray]) -> Circle | None:
-    """The circle (x, y, radius) around the first of the contours that looks like a ball, or None."""
+    """The circle (x, y, radius) around the contour that looks most like a ball, or None if none looks like one."""
+    best, best_share = None, MIN_CIRCLE_SHARE
     for contour in contours:
         (x, y), radius = cv2.minEnclosingCircle(contour)
         if radius < MIN_RADIUS:
             continue
         area = cv2.contourArea(contour)
-        hull_area = cv2.contourArea(cv2.convexHull(contour))
+        circle_share = area / (math.pi * radius**2)
+        roundness = 4 * math.pi * area / cv2.arcLength(contour, True) ** 2
         _, (box_width, box_height), _ = cv2.minAreaRect(contour)
-        if (
-            area >= MIN_CIRCLE_SHARE * math.pi * radius**2
-            and area >= MIN_HULL_SHARE * hull_area
-            and area <= MAX_BOX_SHARE * box_width * box_height
-        ):
-            return float(x), float(y), float(radius)
-    return None
+        is_box = area > MAX_BOX_SHARE * box_width * box_height
+        if circle_share >= best_share and roundness >= MIN_ROUNDNESS and not is_box:
+            best, best_share = (float(x), float(y), float(radius)), circle_share
+    return best
 
 
 def draw(frame: np.ndarray, circle: Circle) -> None:

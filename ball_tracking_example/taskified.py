@@ -57,7 +57,8 @@ def calculate_hsv(frame, scale):
 def calculate_mask(frame, hsv, scale):
     mask = cv2.inRange(hsv, GREEN_LOWER, GREEN_UPPER)
     mask = cv2.erode(mask, None, iterations=2)
-    mask = cv2.dilate(mask, None, iterations=2)
+    mask = cv2.dilate(mask, None, iterations=6)
+    mask = cv2.erode(mask, None, iterations=4)
     return True, (picture(frame), mask, scale)
 
 

@@ -155,7 +155,7 @@ class _PiCamera:
         except RuntimeError:
             return False, None
 
-    def get(self, prop: int) -> float:  # noqa: ARG002
+    def get(self, prop: int) -> float:
         return 0.0
 
     def release(self) -> None:
