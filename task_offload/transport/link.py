@@ -155,6 +155,7 @@ class Link:
         self._waker = Waker()
         self._sleeping = False
         self._abandoned = False
+        self._hurry = False
         self._said: str | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._waker, selectors.EVENT_READ)
@@ -188,9 +189,13 @@ class Link:
         self._load = load
 
     def leave(self) -> None:
-        """Nothing more will be added: when all is acknowledged, the link says bye and ends."""
+        """Nothing more will be added: when all is acknowledged, the link says bye and ends.
+
+        A link without a connection tries at once to make one.
+        """
         with self.condition:
             self._sessions[-1].leaving = True
+        self._hurry = True
         self._waker.wake()
 
     def abandon(self) -> None:
@@ -263,10 +268,11 @@ class Link:
 
     def _sleep(self, seconds: float) -> None:
         deadline = self._clock() + seconds
-        while (left := deadline - self._clock()) > 0:
+        while (left := deadline - self._clock()) > 0 and not self._hurry:
             if self._selector.select(left):
                 self._waker.drain()
             self._check_abandoned()
+        self._hurry = False
 
     def _check_abandoned(self) -> None:
         if self._abandoned:
