@@ -269,8 +269,8 @@ def cheapest(found: Iterable[Option], fps: float, *, mixes: bool = True) -> Choi
     return best
 
 
-def fastest(found: Sequence[Option], *, mixes: bool = True, slack: float = 0.02) -> Choice:
-    """The choice with the highest throughput; among those within `slack` of it, the one with the least cloud cost.
+def fastest(found: Sequence[Option], *, mixes: bool = True, slack: float = 0.03) -> Choice:
+    """The choice with the highest throughput; among those within `slack` of it, a single split, the cheapest.
 
     Raises:
         ValueError: there is no option.
@@ -283,7 +283,7 @@ def fastest(found: Sequence[Option], *, mixes: bool = True, slack: float = 0.02)
                     choice = mixed(first, second, fastest_share(first, second))
                     if choice.capacity_fps > best.capacity_fps:
                         best = choice
-    return cheapest(found, (1.0 - slack) * best.capacity_fps, mixes=mixes) or best
+    return cheapest(found, (1.0 - slack) * best.capacity_fps, mixes=False) or best
 
 
 def _cloud_cost(option: Option) -> float:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from task_offload.scheduling.cost_model import Costs, Payload
+from task_offload.scheduling.cost_model import DEVICE, LINK, MAIN, RESOURCES, WORKERS, Costs, Payload
 from task_offload.scheduling.observation import TRAIN_BYTES, Observation
 
 MEMORY_S = 15.0  # how long a measurement counts for tasks and payloads
@@ -169,7 +169,7 @@ class Estimates:
         self._trip_s = 0.0
         self._source: float | None = None
         self._last: Observation | None = None
-        self.device_efficiency = 1.0
+        self._efficiency = dict.fromkeys(RESOURCES, 1.0)
         self.now_s = 0.0
         self.stepped = False
 
@@ -191,6 +191,10 @@ class Estimates:
 
     def payload_seen(self, split: int, codec: str) -> bool:
         return (split, codec) in self._payloads
+
+    def correct(self, resource: str, factor: float) -> None:
+        """What was observed while this resource was the limit is `factor` times what was predicted."""
+        self._efficiency[resource] = min(max(self._efficiency[resource] * factor, 0.3), 1.5)
 
     def _add_device(self, observation: Observation, keep: float) -> None:
         busy_s = sum(each.busy_s for each in observation.device)
@@ -269,7 +273,7 @@ class Estimates:
         """All costs as they are believed now, for every allowed split and codec."""
         last = self._last
         assert last is not None, "known() is asked after the first observation"
-        now_s = self.now_s
+        now_s, efficiency = self.now_s, self._efficiency
         ratio = self._speed_ratio()
         device_s, device_spread = _either(self._device, self._cloud, ratio, now_s)
         cloud_s, cloud_spread = _either(self._cloud, self._device, 1.0 / ratio, now_s)
@@ -280,10 +284,10 @@ class Estimates:
             survival=[min(1.0, mean.value) if mean.count else 1.0 for mean in self._survival],
             stateful=self._stateful,
             payloads=payloads,
-            link_bytes_per_s=self.link.bytes_per_s,
-            cores=last.cores * self.device_efficiency,
-            workers=max(last.workers, 1e-3),
-            main_share=max(last.main_share, 1e-3),
+            link_bytes_per_s=self.link.bytes_per_s * efficiency[RESOURCES[LINK]],
+            cores=last.cores * efficiency[RESOURCES[DEVICE]],
+            workers=max(last.workers * efficiency[RESOURCES[WORKERS]], 1e-3),
+            main_share=max(last.main_share * efficiency[RESOURCES[MAIN]], 1e-3),
             round_trip_s=self._trip_s,
             window=max(1, last.window),
             source_rate=self.source_rate,

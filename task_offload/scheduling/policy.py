@@ -12,7 +12,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from task_offload.scheduling import cost_model
 from task_offload.scheduling.cost_model import Choice, Costs, Option
@@ -21,20 +21,22 @@ from task_offload.scheduling.observation import Decision, Observation, Route
 
 TOLERANCE = 0.03  # a stretch of `JUDGED_S` seconds below the target by less than this still meets it
 JUDGED_S = 3.0
-LEAST_MARGIN, MOST_MARGIN = 0.015, 0.12  # capacity above the target that a choice aims at; more where items differ more
+LEAST_MARGIN, MOST_MARGIN = 0.0, 0.1  # capacity above the target that a choice aims at; more where items differ more
 ENOUGH = 0.98  # below this share of the target, the choice in force has to go
 GAIN = 0.05  # a change of the set of splits must save or gain at least this
 SHARE_STEP = 0.02  # smaller changes of a share are not worth a decision
-PATIENCE_S = 3.0  # how long a saving must stand before it is taken
+PATIENCE_S = 6.0  # over which a saving is averaged before it is taken
 MAX_PATIENCE_S = 600.0
 TRIAL_S = 20.0  # a saving that fails within this time was a mistake
 FORGIVE_S = 300.0  # after this time without a failure, patience halves
 SURE = 0.35  # relative uncertainty up to which a cost counts as known
 PROBES_AT_ONCE = 4
-PROBE_WAIT_S = 10.0  # a probe that has not come back by then is lost
+PROBE_WAIT_S = 4.0  # a probe that has not come back by then is lost
 PROBE_PAUSE_S = 5.0  # between probes while the target is met
+LINK_USE = 0.93  # of a link that is never idle, stages that wait for each other's unequal items get so much
 LOOK_AROUND_S = 2.0  # between looks at all other choices, while the one in force holds
-CATCH_UP = 0.5  # of what the last seconds lacked, the shares make up for
+CATCH_UP = 1.0  # of what the last seconds lacked, the shares make up for in the next as many
+CATCH_UP_LEAST, CATCH_UP_MOST = -0.15, 0.3
 MIN_SHARE = 0.01  # of either split of a mix
 HOPE = 0.9  # of its uncertainty, a cost may turn out to be lower
 LEARN = 0.03  # of a difference between prediction and throughput, at each interval
@@ -69,6 +71,15 @@ class Goal:
             raise ValueError(f"the target is {self.target_fps} FPS; it must be above 0")
 
 
+class _Past(NamedTuple):
+    """One interval: its length, items finished, items predicted at full capacity, whether something held them up."""
+
+    seconds: float
+    finished: int
+    predicted: float
+    held: bool
+
+
 class ModelPolicy:
     """Chooses by the cost model. One per session; it knows no time but the observations'."""
 
@@ -79,7 +90,6 @@ class ModelPolicy:
         self._shares: dict[int, float] = {start: 1.0}
         self._codec = goal.codecs[0]
         self._pending: dict[tuple[int, str], float] = {}
-        self._better_since: float | None = None
         self._switched_s = -math.inf
         self._saved_s = -math.inf
         self._patience_s = PATIENCE_S
@@ -87,7 +97,8 @@ class ModelPolicy:
         self._probed_s = -math.inf
         self._looked_s = -math.inf
         self._latency_factor = 1.0
-        self._recent: deque[tuple[float, int]] = deque()  # (seconds, finished) of the last intervals, JUDGED_S together
+        self._recent: deque[_Past] = deque()  # the last intervals, JUDGED_S together
+        self._saving = 0.0  # mean of what the best choice would have saved of late, relative
         self._unrest = 0.0  # variance of throughput over JUDGED_S, relative
 
     def start(self) -> Decision:
@@ -108,29 +119,31 @@ class ModelPolicy:
         known = self._cautious(estimates.known())
         found = cost_model.options(known.costs)
         current = self._current(found)
-        fps = self._check(observation, current)
         demand_fps = min(self._goal.target_fps, estimates.source_rate)
         aim_fps = demand_fps * (1.0 + self._margin())
-        kept = self._kept(current, aim_fps, fps)
+        fps = self._check(observation, current, aim_fps)
+        kept = self._kept(current, aim_fps, None)
+        trimmed = self._kept(current, aim_fps, fps)
         holds = kept.capacity_fps >= ENOUGH * demand_fps and self._in_time(current)
         if holds and not estimates.stepped and now_s - self._looked_s < LOOK_AROUND_S:
-            return self._trim(current, kept, demand_fps)
+            return self._trim(current, trimmed, demand_fps)
+        since_look_s = min(now_s - self._looked_s, LOOK_AROUND_S)
         self._looked_s = now_s
 
         uncertain = _Uncertainty(known)
         sure = [o for o in found if self._in_force(o) or uncertain.of(o) < SURE]
         best, meets = self._best(sure, demand_fps, aim_fps)
-        probes = self._probes(found, uncertain, best, meets, demand_fps, now_s)
-        why = self._why(current, kept, best, holds, aim_fps, now_s)
+        probes = self._probes(found, known, uncertain, best, meets, demand_fps, now_s)
+        why = self._why(current, kept, best, holds, aim_fps, now_s, since_look_s)
         if why:
             self._switch(why, now_s)
             return self._decision(best, self._reason(current, best, why, demand_fps, known.costs), probes)
-        trimmed = self._trim(current, kept, demand_fps)
+        trim = self._trim(current, trimmed, demand_fps)
         if not probes:
-            return trimmed
+            return trim
         listed = ", ".join(f"{route.split} with {route.codec}" for route in probes)
         reason = f"one item each is tried at split {listed}: it may be better, and was not measured of late"
-        return self._decision(kept if trimmed is not None else current, reason, probes, routine=True)
+        return self._decision(trimmed if trim is not None else current, reason, probes, routine=True)
 
     def _decision(self, choice: Choice, reason: str, probes: tuple[Route, ...] = (), routine: bool = False) -> Decision:
         self._shares = {split: share for split, share in choice.shares.items() if share > 0}
@@ -143,7 +156,7 @@ class ModelPolicy:
     def _cautious(self, known: Known) -> Known:
         """A link that moves is counted on for less than its mean."""
         unrest = min(0.5, self._estimates.link.unrest)
-        rate = known.costs.link_bytes_per_s * (1.0 - unrest)
+        rate = known.costs.link_bytes_per_s * LINK_USE * (1.0 - unrest)
         return replace(known, costs=replace(known.costs, link_bytes_per_s=rate))
 
     def _in_force(self, option: Option) -> bool:
@@ -153,32 +166,43 @@ class ModelPolicy:
         own = [option for option in found if self._in_force(option)]
         return cost_model.mixed(own[0], own[-1], self._shares[own[0].split])
 
-    def _check(self, observation: Observation, current: Choice) -> float | None:
-        """Compares what was predicted with what came, and corrects the model where the device is the limit.
+    def _check(self, observation: Observation, current: Choice, aim_fps: float) -> float | None:
+        """Compares what was predicted with what came, and corrects the model for the resource that is the limit.
 
         Returns:
-            Throughput over the last `JUDGED_S`, if something held the stream back all that time; otherwise None.
+            Throughput over the last `JUDGED_S`, or None if the splits in force are younger.
         """
         if observation.latency_s is not None and self._goal.max_latency_s is not None:
             seen = observation.latency_s / max(current.latency_s, 1e-6)
             self._latency_factor += 0.2 * (min(max(seen, 1.0), 5.0) - self._latency_factor)
-        if not self._estimates.held(observation) or self._estimates.stepped:
-            self._recent.clear()
-            return None
+        recent = self._recent
+        if self._estimates.stepped:
+            recent.clear()
         if observation.now_s - self._switched_s < 2.0 * observation.interval_s:
             return None
-        recent = self._recent
-        recent.append((observation.interval_s, observation.finished))
-        seconds = sum(second for second, _ in recent)
+        recent.append(
+            _Past(
+                observation.interval_s,
+                observation.finished,
+                current.capacity_fps * observation.interval_s,
+                self._estimates.held(observation),
+            )
+        )
+        seconds = sum(past.seconds for past in recent)
         if seconds < JUDGED_S:
             return None
-        fps = sum(finished for _, finished in recent) / seconds
+        finished = sum(past.finished for past in recent)
+        predicted = sum(past.predicted for past in recent)
+        held = any(past.held for past in recent)
         recent.popleft()
-        off = fps / current.capacity_fps - 1.0
-        self._unrest += LEARN * (off * off - self._unrest)
-        if current.limit in ("device", "device stage"):
-            efficiency = self._estimates.device_efficiency * (1.0 + LEARN * min(max(off, -0.5), 0.5))
-            self._estimates.device_efficiency = min(max(efficiency, 0.3), 1.5)
+        fps = finished / seconds
+        if not held:
+            return min(fps, aim_fps)  # more was not possible, since there was no more
+        off = finished / predicted - 1.0
+        # The shares of a mix steer towards the aim, so there only what they could not level out counts.
+        rest = off if current.first is current.second else min(abs(off), abs(fps / aim_fps - 1.0))
+        self._unrest += LEARN * (rest * rest - self._unrest)
+        self._estimates.correct(current.limit, 1.0 + LEARN * min(max(off, -0.5), 0.5))
         return fps
 
     def _margin(self) -> float:
@@ -210,11 +234,14 @@ class ModelPolicy:
         first, second = current.first, current.second
         if first is second:
             return current
-        if fps is not None:
-            aim_fps *= 1.0 + min(max(CATCH_UP * (aim_fps - fps) / aim_fps, -0.05), 0.1)
         share = cost_model.cheapest_share(first, second, aim_fps)
         if share is None:
-            share = cost_model.fastest_share(first, second)
+            fastest = cost_model.mixed(first, second, cost_model.fastest_share(first, second))
+            return fastest if fastest.capacity_fps > (1.0 + TOLERANCE) * current.capacity_fps else current
+        if fps is not None:
+            lacking = min(max(CATCH_UP * (aim_fps - fps) / aim_fps, CATCH_UP_LEAST), CATCH_UP_MOST)
+            caught_up = cost_model.cheapest_share(first, second, aim_fps * (1.0 + lacking))
+            share = share if caught_up is None else caught_up
         # The tie to one end is loose: leaving the set altogether is a switch, and needs its reason.
         return cost_model.mixed(first, second, min(max(share, MIN_SHARE), 1.0 - MIN_SHARE))
 
@@ -226,24 +253,29 @@ class ModelPolicy:
         return self._decision(kept, f"{reason}: {demand_fps:.3g} FPS at the least cloud time", routine=True)
 
     def _why(
-        self, current: Choice, kept: Choice, best: Choice, holds: bool, aim_fps: float, now_s: float
+        self,
+        current: Choice,
+        kept: Choice,
+        best: Choice,
+        holds: bool,
+        aim_fps: float,
+        now_s: float,
+        since_look_s: float,
     ) -> Literal["", "need", "save"]:
         """Why to leave the splits or the codec in force for the best choice; empty to stay."""
         if now_s - self._forgiven_s > FORGIVE_S:
             self._forgiven_s = now_s
             self._patience_s = max(PATIENCE_S, self._patience_s / 2)
-        if best.splits == current.splits and best.codec == current.codec:
-            self._better_since = None
-            return ""
-        if not holds and (best.capacity_fps > (1.0 + GAIN) * kept.capacity_fps or not self._in_time(current)):
+        same = best.splits == current.splits and best.codec == current.codec
+        faster = best.capacity_fps > (1.0 + GAIN) * kept.capacity_fps
+        if not same and not holds and (faster or not self._in_time(current)):
             return "need"
-        enough_fps = min(aim_fps, ENOUGH * kept.capacity_fps)
-        if best.cloud_s >= (1.0 - GAIN) * kept.cloud_s or best.capacity_fps < enough_fps:
-            self._better_since = None
-            return ""
-        if self._better_since is None:
-            self._better_since = now_s
-        return "save" if now_s - self._better_since >= self._patience_s else ""
+        saving = 0.0
+        if not same and best.capacity_fps >= min(aim_fps, ENOUGH * kept.capacity_fps):
+            saving = 1.0 - best.cloud_s / max(kept.cloud_s, 1e-9)
+        # A mean over time, so that noise does not start the wait again, and much is taken sooner than little.
+        self._saving += min(1.0, since_look_s / self._patience_s) * (saving - self._saving)
+        return "save" if min(saving, self._saving) > GAIN else ""
 
     def _switch(self, why: str, now_s: float) -> None:
         if why == "need" and now_s - self._saved_s < TRIAL_S:
@@ -251,7 +283,7 @@ class ModelPolicy:
             self._forgiven_s = now_s
         self._saved_s = now_s if why == "save" else -math.inf
         self._switched_s = now_s
-        self._better_since = None
+        self._saving = 0.0
         self._recent.clear()
 
     # What is worth a probe
@@ -259,6 +291,7 @@ class ModelPolicy:
     def _probes(
         self,
         found: Sequence[Option],
+        known: Known,
         uncertain: _Uncertainty,
         best: Choice,
         meets: bool,
@@ -268,6 +301,7 @@ class ModelPolicy:
         """Options that are not known, and would be chosen if they were as good as they may be."""
         if self._pending or (meets and now_s - self._probed_s < PROBE_PAUSE_S):
             return ()
+        reach = self._reach(known.costs)
         hopeful: list[Option] = []
         unsure: set[tuple[int, str]] = set()
         for option in found:
@@ -288,7 +322,9 @@ class ModelPolicy:
             chosen = {(o.split, o.codec) for o in (hope.first, hope.second)} & unsure
             if not better or not chosen:
                 break
-            probes += [Route(*route) for route in sorted(chosen)]
+            for split, codec in sorted(chosen):
+                # Where most items are filtered before they are sent, it takes some for one payload.
+                probes += [Route(split, codec)] * min(3, math.ceil(0.7 / reach[split]))
             hopeful = [option for option in hopeful if (option.split, option.codec) not in chosen]
             unsure -= chosen
         for route in probes:
@@ -296,6 +332,13 @@ class ModelPolicy:
         if probes:
             self._probed_s = now_s
         return tuple(probes)
+
+    @staticmethod
+    def _reach(costs: Costs) -> list[float]:
+        reach = [1.0]
+        for share in costs.survival:
+            reach.append(max(reach[-1] * share, 1e-3))
+        return reach
 
     # Why
 
