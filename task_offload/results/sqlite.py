@@ -109,19 +109,17 @@ class SqliteStore:
         self._look_at = self._sessions_at = -math.inf  # when to look for old rows and sessions next
         self._has_old = False
         self._reading = threading.Lock()
-        self._lock_file = _lock(path)
-        try:
-            self._writer = _connect(path)
-            self._prepare()
-            self._reader = _connect(path)
-            self._reader.execute("PRAGMA query_only = 1")
-            _sync_folder(path)
-        except (sqlite3.Error, OSError) as error:
-            os.close(self._lock_file)
-            raise self._error(error) from error
-        except StoreError:
-            os.close(self._lock_file)
-            raise
+        with contextlib.ExitStack() as opened:
+            opened.callback(os.close, _lock(path))
+            try:
+                self._writer = opened.enter_context(contextlib.closing(_connect(path)))
+                self._prepare()
+                self._reader = opened.enter_context(contextlib.closing(_connect(path)))
+                self._reader.execute("PRAGMA query_only = 1")
+                _sync_folder(path)
+            except (sqlite3.Error, OSError) as error:
+                raise self._error(error) from error
+            self._opened = opened.pop_all()
 
     @property
     def path(self) -> Path:
@@ -179,10 +177,8 @@ class SqliteStore:
 
     def close(self) -> None:
         """Closes the file; what was written stays."""
-        for connection in (self._reader, self._writer):
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
-        os.close(self._lock_file)
+        with contextlib.suppress(sqlite3.Error):
+            self._opened.close()
 
     def _prepare(self) -> None:
         """Makes the tables, or checks that they are ours."""
