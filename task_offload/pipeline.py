@@ -18,7 +18,7 @@ from time import perf_counter_ns, thread_time_ns
 from typing import Any
 
 from task_offload.emulated_cpu import EmulatedCpu
-from task_offload.errors import OffloadError, PayloadError
+from task_offload.errors import OffloadError
 from task_offload.observe.meters import DeviceMeters
 from task_offload.runner import Kind, Outcome, Runner, States, TaskErrorLog
 from task_offload.scheduling.observation import Route
@@ -258,7 +258,7 @@ class Pipeline:
         try:
             with self._stretched():
                 payload = self._encoder.encode(args, codec)
-        except PayloadError as error:
+        except Exception as error:  # what cannot travel, or what a class of the app raises
             outcome = Outcome(Kind.FAILED, item.split - 1, error, [])
             self._end(item, Ending.DROPPED, self._failure(outcome, item))
             return

@@ -73,7 +73,7 @@ class Runner:
             args: arguments of task `begin`, as `Outcome.value` gives them.
 
         Raises:
-            SourceError: a task said that its source is gone for good. Every other exception is an outcome.
+            SourceError: the first task said that its source is gone for good. Every other exception is an outcome.
         """
         busy_ns: list[int] = []
         index = begin
@@ -98,9 +98,9 @@ class Runner:
                 if type(args) is not tuple:
                     args = () if args is None else (args,)
             return Outcome(Kind.CONTINUED, index, args, busy_ns)
-        except SourceError:
-            raise
         except Exception as error:
+            if index == 0 and isinstance(error, SourceError):
+                raise
             return Outcome(Kind.FAILED, index, error, busy_ns)
         finally:
             set_current_item(None)

@@ -63,7 +63,6 @@ class Done:
     """A unit's outcome, with what it cost.
 
     Attributes:
-        outcome: FAILED with a ProtocolError for a payload that may not be decoded.
         decode_ns: busy time for decoding.
         queued_ns: how long it waited for a worker.
         cpu_ns: CPU time for all of it.
@@ -74,6 +73,12 @@ class Done:
     decode_ns: int
     queued_ns: int
     cpu_ns: int
+
+    @property
+    def forbidden(self) -> ProtocolError | None:
+        """What is wrong with a payload that may not be decoded."""
+        error = self.outcome.value
+        return error if isinstance(error, ProtocolError) and not self.outcome.busy_ns else None
 
 
 class Engine(Protocol):
@@ -101,7 +106,7 @@ def work(unit: Unit, decoder: Decoder, runner: Runner, last: int) -> Done:
         args = decoder.decode(unit.head, _EMPTY if unit.body is None else unit.body)
         decoded_ns = perf_counter_ns()
         outcome = runner.run(unit.item, unit.lane.states, args, split, last)
-    except ProtocolError as error:
+    except Exception as error:  # of decoding: what may not travel, or what a class of the app raises
         decoded_ns = perf_counter_ns()
         outcome = Outcome(Kind.FAILED, split, error, [])
     unit.head, unit.body = _EMPTY, None  # so that the memory is free as soon as no array refers to it
