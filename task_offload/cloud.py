@@ -23,7 +23,7 @@ from task_offload.agreement import chain_spec
 from task_offload.config import CloudConfig
 from task_offload.engines import make_engine
 from task_offload.engines.base import Done, Lane, Unit
-from task_offload.errors import OffloadError, ProtocolError
+from task_offload.errors import LinkError, OffloadError, ProtocolError
 from task_offload.observe.cloud_costs import CloudCosts, Shares
 from task_offload.observe.report import write_report
 from task_offload.observe.watchdog import Watchdog
@@ -56,7 +56,7 @@ UNACKED_BYTES = 64 * 1024 * 1024  # of one device: what it may send before it is
 UNACKED_ITEMS = 1024
 PAUSE_ITEMS = 4 * UNACKED_ITEMS  # a device that sends more than it may is not read any further
 COSTS_EVERY_S = 0.5
-FORGET_AFTER_S = 15 * 60.0  # a session without a connection: its tasks' state is dropped then, not its books
+FORGET_AFTER_S = 24 * 3600.0  # a session without a connection: its tasks' state is dropped then, not its books
 MAX_REPORTED_SESSIONS = 10_000
 COME_BACK_S = 2.0  # what a stopping server tells its devices
 
@@ -210,9 +210,15 @@ class Cloud:
     # -- the main thread --------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Runs the last task for all devices until `stop` is called, then ends in good order."""
+        """Runs the last task for all devices until `stop` is called, then ends in good order.
+
+        Raises:
+            LinkError: the listener died of a bug, which it has logged.
+        """
         while not self._stopping:
             self._work(0.5)
+            if not self._listener.alive:
+                raise LinkError("the listener failed; the error stands above")
         self._watchdog.stopping()
         self._taking = False
         deadline = self._clock() + self._config.drain_s
@@ -272,7 +278,7 @@ class Cloud:
             last_busy_ns = outcome.busy_ns[0]
         if item.published is not None:
             session.frame = item.published
-        ending, detail = self._ending(session, item, outcome)
+        ending, detail = self._ending(item, outcome, done.forbidden)
         cpu_ns = thread_time_ns() - cpu_ns
         session.costs.add(done, last_busy_ns, cpu_ns)
         self._recorder.add(
@@ -291,13 +297,13 @@ class Cloud:
             )
         )
 
-    def _ending(self, session: CloudSession, item: Item, outcome: Outcome) -> tuple[str, str | None]:
+    def _ending(self, item: Item, outcome: Outcome, forbidden: ProtocolError | None) -> tuple[str, str | None]:
         if outcome.kind is Kind.COMPLETED:
             return COMPLETED, None
         if outcome.kind is Kind.FILTERED:
             return FILTERED, self._chain.names[outcome.task]
-        if isinstance(outcome.value, ProtocolError) and not outcome.busy_ns:
-            return DROPPED, f"bad_payload: {outcome.value}"
+        if forbidden is not None:
+            return DROPPED, f"bad_payload: {forbidden}"
         return DROPPED, f"task_error: {self._errors.failed(outcome, item.device, item.sequence)}"
 
     def _device_endings(self, step: _Step) -> list[Record]:
@@ -332,8 +338,8 @@ class Cloud:
         """The engine has an outcome; it goes on when all before it of its session have."""
         step: _Step = done.unit.owner
         step.done = done
-        if isinstance(done.outcome.value, ProtocolError):
-            self._bad_payload(step.session, done.outcome.value)
+        if done.forbidden is not None:
+            self._bad_payload(step.session, done.forbidden)
         self._in_order(step)
 
     def _in_order(self, step: _Step) -> None:

@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from types import FrameType
 from typing import Any
 
 from task_offload.agreement import chain_spec
 from task_offload.config import DeviceConfig
 from task_offload.emulated_cpu import EmulatedCpu
-from task_offload.errors import AppError, ConfigError, OffloadError
+from task_offload.errors import AppError, ConfigError, OffloadError, SourceError
 from task_offload.observe.books import Books
 from task_offload.observe.load import LoadMeter
 from task_offload.observe.meters import DeviceMeters
@@ -187,10 +188,8 @@ class LocalRun(_Run):
 
     def run(self) -> int:
         config, chain, meters = self.config, self.chain, self.meters
-        if config.emulate_cpu is not None:
-            cpu: EmulatedCpu | None = EmulatedCpu(config.emulate_cpu)
-        else:
-            cpu = None
+        cpu = EmulatedCpu(config.emulate_cpu) if config.emulate_cpu is not None else None
+        error: OffloadError | None = None
         self.rate = self.open_source()
         self.began_at = self._window_at = due = time.monotonic()
         pace_s = self.pace_s()
@@ -212,11 +211,12 @@ class LocalRun(_Run):
                     break
                 due = max(due + pace_s, time.monotonic() - pace_s)
             item = Item(config.device_name, session, books.captured, time.time(), tasks)
-            if cpu is None:
-                outcome = runner.run(item, states, (), 0, tasks)
-            else:
-                with cpu.work():
+            try:
+                with cpu.work() if cpu is not None else nullcontext():
                     outcome = runner.run(item, states, (), 0, tasks)
+            except SourceError as problem:
+                error = problem
+                break
             if outcome.task == 0 and outcome.kind is Kind.FILTERED:
                 break
             books.captured += 1
@@ -234,7 +234,9 @@ class LocalRun(_Run):
             meters.latency.add(sum(outcome.busy_ns[1:]) / 1e9)
         self.watchdog.stopping()
         self.finish({"decisions": [], "away_s": 0.0, "bytes_sent": 0, "cloud_cpu_s": 0.0, "reconnects": 0})
-        return 0
+        if error is not None:
+            _complain(error)
+        return 1 if error is not None else 0
 
 
 class OffloadRun(_Run):
@@ -405,22 +407,23 @@ class OffloadRun(_Run):
 
     def _drain(self, pipeline: Pipeline) -> None:
         """What is on its way is finished first; a second signal, or the time, ends that."""
-        asked = self.signals.count
+        asked = left = False
         pipeline.stop()
-        if asked:
-            _print(
-                f"stopping: finishing what is on its way, for {self.config.drain_s:g} s at most; "
-                "Ctrl-C again stops at once"
-            )
         deadline = time.monotonic() + self.config.drain_s
-        left = False
-        while not self.link.ended and self.signals.count <= asked:
+        while not self.link.ended and self.signals.count <= 1:
             self.watchdog.beat()
+            if self.signals.count and not asked:
+                asked = True
+                deadline = time.monotonic() + self.config.drain_s
+                _print(
+                    f"stopping: finishing what is on its way, for {self.config.drain_s:g} s at most; "
+                    "Ctrl-C again stops at once"
+                )
             if pipeline.ended and not left:
                 left = True
                 self.link.leave()
             now = time.monotonic()
-            if not asked and self.signals.count == asked and self.link.away_since is None:
+            if not asked and self.link.away_since is None:
                 deadline = now + self.config.drain_s  # the stream ended by itself: only an absent cloud cuts it short
             if now >= deadline:
                 break

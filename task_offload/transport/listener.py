@@ -167,6 +167,11 @@ class Listener:
             self._thread.join(5.0)
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
     def connections(self) -> int:
         return len(self._connections)
 
@@ -316,6 +321,9 @@ class Listener:
             self._close(connection, str(error))
         except ProtocolError as error:
             self.refuse(connection, Refusal.PROTOCOL, str(error))
+        except Exception:  # a bug that one device found must not cost the others
+            log.exception("connection from %s closed", connection.address)
+            self.refuse(connection, Refusal.PROTOCOL, "the server failed on this; its log says why")
 
     def _receive(self, connection: Connection) -> None:
         budget_bytes = READ_BUDGET_BYTES

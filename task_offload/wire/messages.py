@@ -279,7 +279,7 @@ class EndingRange:
     newest_age_us: int = 0
 
     def encode(self) -> bytes:
-        detail = self.detail.encode()[:255]
+        detail = self.detail.encode()[:255].decode(errors="ignore").encode()
         return frame(
             Kind.ENDINGS,
             _RANGE.pack(
