@@ -64,20 +64,20 @@ class Trial:
     """Opens a window in a child process, without waiting for it."""
 
     def __init__(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = None
+        self.child: subprocess.Popen[bytes] | None = None
 
     def __call__(self) -> bool | None:
         """None while the child is at it, then whether it could."""
-        if self._child is None:
+        if self.child is None:
             if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
                 return False
-            self._child = subprocess.Popen(
+            self.child = subprocess.Popen(
                 [sys.executable, "-c", _TRY],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-        status = self._child.poll()
+        status = self.child.poll()
         return None if status is None else status == 0
 
 
