@@ -25,7 +25,7 @@ TIDY_AGAIN_S: Final = 0.05
 SINK_ROWS: Final = 20_000  # rows that wait for a slow sink, 10 MB with results of 300 bytes
 SINK_BATCH_ROWS: Final = 1000
 
-OnRecorded = Callable[[Sequence[Record], Mapping[SessionKey, SessionBooks]], None]
+OnRecorded = Callable[[Sequence[Record], Mapping[SessionKey, SessionBooks]], object]
 
 
 class Recorder:

@@ -10,6 +10,7 @@ from pathlib import Path
 from task_offload.errors import ConfigError
 from task_offload.results.base import Sink, Store
 from task_offload.results.jsonl import JsonlSink
+from task_offload.results.mqtt import MqttSink, parse_broker
 from task_offload.results.sqlite import SqliteStore
 
 DEFAULT_RESULTS = ("sqlite:results.sqlite",)
@@ -37,8 +38,10 @@ def check_results(specs: Sequence[str], keep_days: float | None = None) -> None:
     kinds = []
     for spec in specs:
         kind, _, place = spec.partition(":")
-        if spec != "none" and (kind not in ("sqlite", "jsonl") or not place):
-            raise ConfigError(f"--results {spec}: give sqlite:FILE, jsonl:FILE or none")
+        if spec != "none" and (kind not in ("sqlite", "jsonl", "mqtt", "mqtts") or not place):
+            raise ConfigError(f"--results {spec}: give sqlite:FILE, jsonl:FILE, mqtt://HOST or none")
+        if kind.startswith("mqtt"):
+            parse_broker(spec)
         kinds.append(kind)
     if "none" in kinds and len(kinds) > 1:
         raise ConfigError("--results none: it stands alone; leave out either none or the others")
@@ -54,7 +57,7 @@ def open_results(specs: Sequence[str] = DEFAULT_RESULTS, keep_days: float | None
     """Opens every place that `--results` names.
 
     Arguments:
-        specs: any of `sqlite:FILE`, `jsonl:FILE`, or `none` alone.
+        specs: any of `sqlite:FILE`, `jsonl:FILE`, `mqtt://HOST` as `mqtt.Broker` says, or `none` alone.
         keep_days: for the SQLite file, as `SqliteStore` says.
 
     Raises:
@@ -72,6 +75,9 @@ def open_results(specs: Sequence[str] = DEFAULT_RESULTS, keep_days: float | None
                 opened.callback(store.close)
             elif kind == "jsonl":
                 sinks.append(JsonlSink(Path(place)))
+                opened.callback(sinks[-1].close)
+            elif kind.startswith("mqtt"):
+                sinks.append(MqttSink(parse_broker(spec)))
                 opened.callback(sinks[-1].close)
         opened.pop_all()
     return Results(store, tuple(sinks))
