@@ -69,6 +69,7 @@ class Option(NamedTuple):
     Attributes:
         split, codec: what it is.
         use_s: seconds that an item takes of each of `RESOURCES`.
+        busiest_s: the largest of them.
         cloud_s: C(N), cloud CPU seconds.
         latency_s: from captured to finished without waiting in queues, for an item that survives.
         size_bytes: mean bytes sent.
@@ -77,6 +78,7 @@ class Option(NamedTuple):
     split: int
     codec: str
     use_s: tuple[float, ...]
+    busiest_s: float
     cloud_s: float
     latency_s: float
     size_bytes: float
@@ -84,12 +86,7 @@ class Option(NamedTuple):
     @property
     def capacity_fps(self) -> float:
         """Throughput when the source always has a next item."""
-        return 1.0 / max(max(self.use_s), _TINY_S)
-
-    @property
-    def limit(self) -> str:
-        """The resource that binds, one of `RESOURCES`."""
-        return RESOURCES[self.use_s.index(max(self.use_s))]
+        return 1.0 / max(self.busiest_s, _TINY_S)
 
 
 def options(costs: Costs) -> list[Option]:
@@ -125,7 +122,7 @@ def options(costs: Costs) -> list[Option]:
             q * trip_s / costs.window,
         )
         latency_s = device_work[split] + payload.encode_s + trip_s
-        found.append(Option(split, codec, use_s, work_s + main_s, latency_s, q * payload.size_bytes))
+        found.append(Option(split, codec, use_s, max(use_s), work_s + main_s, latency_s, q * payload.size_bytes))
     return found
 
 
@@ -221,9 +218,7 @@ def fastest_share(first: Option, second: Option) -> float:
 
     The largest of linear functions is convex, so its minimum is at an end or where two of them cross.
     """
-    best_share, best_use = 1.0, max(first.use_s)
-    if max(second.use_s) < best_use:
-        best_share, best_use = 0.0, max(second.use_s)
+    best_share, best_use = (1.0, first.busiest_s) if first.busiest_s <= second.busiest_s else (0.0, second.busiest_s)
     lines = list(zip(first.use_s, second.use_s, strict=True))
     falling = [(a, b) for a, b in lines if a < b]
     rising = [(a, b) for a, b in lines if a > b]
@@ -250,7 +245,7 @@ def cheapest(found: Iterable[Option], fps: float, *, mixes: bool = True) -> Choi
     ranked = sorted(found, key=_cloud_cost)
     best: Choice | None = None
     for option in ranked:
-        if max(option.use_s) <= allowed_s:
+        if option.busiest_s <= allowed_s:
             best = single(option)
             break
     if not mixes:
@@ -259,7 +254,7 @@ def cheapest(found: Iterable[Option], fps: float, *, mixes: bool = True) -> Choi
         if best is not None and first.cloud_s >= best.cloud_s:
             break
         for second in ranked[i + 1 :]:
-            if second.codec != first.codec:
+            if second.codec != first.codec or _least_use(first, second) > allowed_s:
                 continue
             share = cheapest_share(first, second, fps)
             if share is not None:
@@ -275,16 +270,25 @@ def fastest(found: Sequence[Option], *, mixes: bool = True, slack: float = 0.03)
     Raises:
         ValueError: there is no option.
     """
-    best = max((single(option) for option in found), key=lambda choice: choice.capacity_fps)
+    best = single(min(found, key=_busiest))
     if mixes:
         for i, first in enumerate(found):
             for second in found[i + 1 :]:
-                if second.codec == first.codec:
+                if second.codec == first.codec and best.capacity_fps * _least_use(first, second) < 1.0:
                     choice = mixed(first, second, fastest_share(first, second))
                     if choice.capacity_fps > best.capacity_fps:
                         best = choice
     return cheapest(found, (1.0 - slack) * best.capacity_fps, mixes=False) or best
 
 
+def _least_use(first: Option, second: Option) -> float:
+    """No mix of both uses its busiest resource for less."""
+    return max(map(min, first.use_s, second.use_s))
+
+
 def _cloud_cost(option: Option) -> float:
     return option.cloud_s
+
+
+def _busiest(option: Option) -> float:
+    return option.busiest_s

@@ -15,8 +15,14 @@ from task_offload.scheduling.observation import TRAIN_BYTES, Observation
 
 MEMORY_S = 15.0  # how long a measurement counts for tasks and payloads
 LINK_MEMORY_S = 2.0  # cellular links move within seconds
+LINK_SAMPLE_SHARE = 0.3  # of an interval; what was measured over less time counts less
+LINK_STEP = 0.4  # relative; a larger difference is believed at once
+LINK_UNREST_PACE = 0.1
+LINK_STALE_PER_S, LINK_UNREST_STALE_PER_S = 0.006, 0.2  # what certainty of the link is lost with each second
+STALL = 0.6  # a rate is taken for so much of what it was, when nothing came through for an interval
 FIRST_SPREAD = 0.3  # relative standard deviation of one item's cost, until it is known
 CROWD_PACE = 0.2  # of the new in the mean of how many threads are busy
+IDLE_CROWD = 0.85  # of the device's cores or the link's time; used less than this, something else is the limit
 STEP_SIGMAS = 4.0  # this far from the mean twice in a row, or twice as far once, is a step and not noise
 STEP_SHARE = 0.1  # smaller steps are left to the moving mean
 STALE_S = 600.0  # age at which an estimate is worth nothing any more
@@ -95,32 +101,38 @@ class Link:
 
     def __init__(self) -> None:
         self.rate = 0.0
-        self.unrest = 0.0  # relative, from one interval to the next
-        self.seen_s = -math.inf
-        self.at_least = 0.0
+        self.unrest = 0.0  # mean relative step from one interval to the next
+        self._seen_s = -math.inf
 
-    def add(self, observation: Observation, keep: float) -> None:
-        sent = observation.acked_bytes / observation.interval_s
-        self.at_least = max(sent, keep * self.at_least)
-        if observation.transfer_s <= 0:
-            return
-        rate = observation.transfer_bytes / observation.transfer_s
-        if self.rate:
-            step = abs(math.log(rate / self.rate))
-            self.unrest = 0.9 * self.unrest + 0.1 * min(step, 1.0)
-            weight = min(1.0, observation.transfer_s / (0.3 * observation.interval_s))
-            learn = (1.0 - keep) * weight
-            if step > 0.4:
-                learn = weight
-            self.rate *= math.exp(learn * math.log(rate / self.rate))
-        else:
+    def add(self, size_bytes: float, busy_s: float, interval_s: float, now_s: float) -> None:
+        """Takes in what crossed the link within `busy_s` of an interval."""
+        rate = size_bytes / busy_s
+        self._seen_s = now_s
+        if not self.rate:
             self.rate = rate
-        self.seen_s = observation.now_s
+            return
+        step = abs(math.log(rate / self.rate))
+        self.unrest += LINK_UNREST_PACE * (min(step, 1.0) - self.unrest)
+        weight = min(1.0, busy_s / (LINK_SAMPLE_SHARE * interval_s))
+        learn = weight * (1.0 if step > LINK_STEP else 1.0 - math.exp(-interval_s / LINK_MEMORY_S))
+        self.rate *= (rate / self.rate) ** learn
+
+    def stall(self, now_s: float) -> None:
+        """Takes in that nothing crossed the link during an interval, though something was on its way."""
+        self.rate *= STALL
+        self.unrest += LINK_UNREST_PACE * (1.0 - self.unrest)
+        self._seen_s = now_s
+
+    def spread(self, now_s: float) -> float:
+        """Relative uncertainty: a link that moves is known for some seconds only."""
+        if not self.rate:
+            return 0.0  # no payload was large enough to measure it, so none was slow
+        return min(1.0, (now_s - self._seen_s) * (LINK_STALE_PER_S + LINK_UNREST_STALE_PER_S * self.unrest))
 
     @property
     def bytes_per_s(self) -> float:
-        """The estimate; infinite while no payload was large enough to tell."""
-        return max(self.rate, self.at_least) if self.rate else math.inf
+        """The estimate; infinite while nothing told."""
+        return self.rate or math.inf
 
 
 @dataclass(frozen=True)
@@ -130,12 +142,14 @@ class Known:
     Attributes:
         device, cloud: for each task on that side.
         payloads: by (split, codec): of size and encoding together.
+        link: of the goodput.
     """
 
     costs: Costs
     device: Sequence[float]
     cloud: Sequence[float]
     payloads: dict[tuple[int, str], float]
+    link: float
 
 
 class _PayloadMeans:
@@ -156,9 +170,8 @@ class Estimates:
         stateful: for each task, whether it keeps state.
         codecs: the allowed ones.
         """
-        self._splits = tuple(splits)
         self._stateful = tuple(stateful)
-        self._codecs = tuple(codecs)
+        self._routes = tuple((split, codec) for codec in codecs for split in splits)
         tasks = range(len(stateful))
         self._device = [Mean() for _ in tasks]
         self._cloud = [Mean() for _ in tasks]
@@ -185,7 +198,7 @@ class Estimates:
             items = here.items + there.items
             if items:
                 self.stepped |= self._survival[i].add(here.survived + there.survived, items, self.now_s, keep)
-        self.link.add(observation, math.exp(-observation.interval_s / LINK_MEMORY_S))
+        self._add_link(observation)
         self._add_trip(observation)
         self._add_source(observation)
 
@@ -239,6 +252,20 @@ class Estimates:
         if before > 0 and mean.count > 3:
             moved.append((mean.value / before, total))
 
+    def _add_link(self, observation: Observation) -> None:
+        if observation.transfer_bytes > 0 and observation.transfer_s > 0:
+            self.link.add(observation.transfer_bytes, observation.transfer_s, observation.interval_s, self.now_s)
+        elif not observation.finished:
+            if observation.link_busy_s > IDLE_CROWD * observation.interval_s:
+                self.link.stall(self.now_s)
+        elif (
+            observation.acked_bytes > 0
+            and self.held(observation)
+            and self._crowd < IDLE_CROWD
+            and observation.link_busy_s > IDLE_CROWD * observation.interval_s
+        ):  # payloads too small to measure the link one by one, but the link was never idle and the device was
+            self.link.add(observation.acked_bytes, observation.link_busy_s, observation.interval_s, self.now_s)
+
     def _add_trip(self, observation: Observation) -> None:
         if observation.rtt_s is None or not observation.acked:
             return
@@ -269,15 +296,20 @@ class Estimates:
     def source_rate(self) -> float:
         return math.inf if self._source is None else self._source
 
-    def known(self) -> Known:
-        """All costs as they are believed now, for every allowed split and codec."""
+    @property
+    def routes(self) -> tuple[tuple[int, str], ...]:
+        """Every allowed split with every allowed codec."""
+        return self._routes
+
+    def known(self, routes: Sequence[tuple[int, str]]) -> Known:
+        """The costs as they are believed now, with the payloads of these splits and codecs."""
         last = self._last
         assert last is not None, "known() is asked after the first observation"
         now_s, efficiency = self.now_s, self._efficiency
         ratio = self._speed_ratio()
         device_s, device_spread = _either(self._device, self._cloud, ratio, now_s)
         cloud_s, cloud_spread = _either(self._cloud, self._device, 1.0 / ratio, now_s)
-        payloads, payload_spread = self._known_payloads(ratio)
+        payloads, payload_spread = self._known_payloads(routes, ratio)
         costs = Costs(
             device_s=device_s,
             cloud_s=cloud_s,
@@ -292,7 +324,7 @@ class Estimates:
             window=max(1, last.window),
             source_rate=self.source_rate,
         )
-        return Known(costs, device_spread, cloud_spread, payload_spread)
+        return Known(costs, device_spread, cloud_spread, payload_spread, self.link.spread(now_s))
 
     def _speed_ratio(self) -> float:
         """How many times longer than the cloud the device takes, from the tasks that ran on both."""
@@ -303,33 +335,42 @@ class Estimates:
                 there += b.value
         return here / there if there > 0 and here > 0 else CLOUD_SPEED
 
-    def _known_payloads(self, ratio: float) -> tuple[dict[tuple[int, str], Payload], dict[tuple[int, str], float]]:
+    def _known_payloads(
+        self, routes: Sequence[tuple[int, str]], ratio: float
+    ) -> tuple[dict[tuple[int, str], Payload], dict[tuple[int, str], float]]:
         """Payloads measured, and for the others what other codecs and splits tell of them."""
-        raw_bytes: dict[int, float] = {}  # uncompressed size by split
-        slowness = math.inf  # of encoding here, as a multiple of the priors
+        found: dict[tuple[int, str], Payload] = {}
+        spreads: dict[tuple[int, str], float] = {}
+        unknown: list[tuple[int, str]] = []
+        for route in routes:
+            means = self._payloads.get(route)
+            if means is None:
+                unknown.append(route)
+                continue
+            decode_s = means.decode.value if means.decode.count else means.encode.value / ratio
+            found[route] = Payload(means.size.value, means.encode.value, decode_s)
+            spreads[route] = max(means.size.spread(self.now_s), 0.5 * means.encode.spread(self.now_s))
+        if unknown:
+            raw_bytes, slowness = self._raw_payloads()
+            largest = max(raw_bytes.values(), default=0.0)
+            for split, codec in unknown:
+                share, encode_s, decode_s = codec_prior(codec)
+                raw = raw_bytes.get(split, largest)
+                found[split, codec] = Payload(raw * share, raw * encode_s * slowness, raw * decode_s)
+                spreads[split, codec] = 1.0
+        return found, spreads
+
+    def _raw_payloads(self) -> tuple[dict[int, float], float]:
+        """Uncompressed size by split, as the codecs tried tell it, and how much slower than the priors we encode."""
+        raw_bytes: dict[int, float] = {}
+        slowness = math.inf
         for (split, codec), means in self._payloads.items():
             share, encode_s, _ = codec_prior(codec)
             raw = means.size.value / share
             raw_bytes[split] = max(raw, raw_bytes.get(split, 0.0))
             if raw > TRAIN_BYTES:
                 slowness = min(slowness, means.encode.value / (raw * encode_s))
-        largest = max(raw_bytes.values(), default=0.0)
-        slowness = slowness if math.isfinite(slowness) else 1.0
-        found: dict[tuple[int, str], Payload] = {}
-        spreads: dict[tuple[int, str], float] = {}
-        for codec in self._codecs:
-            share, encode_s, decode_s = codec_prior(codec)
-            for split in self._splits:
-                measured = self._payloads.get((split, codec))
-                if measured is None:
-                    raw = raw_bytes.get(split, largest)
-                    found[split, codec] = Payload(raw * share, raw * encode_s * slowness, raw * decode_s)
-                    spreads[split, codec] = 1.0
-                    continue
-                decoded = measured.decode.value if measured.decode.count else measured.encode.value / ratio
-                found[split, codec] = Payload(measured.size.value, measured.encode.value, decoded)
-                spreads[split, codec] = max(measured.size.spread(self.now_s), 0.5 * measured.encode.spread(self.now_s))
-        return found, spreads
+        return raw_bytes, slowness if math.isfinite(slowness) else 1.0
 
 
 def _move_alike(moved: list[tuple[float, float]], stale: list[Mean]) -> None:

@@ -38,6 +38,7 @@ LOOK_AROUND_S = 2.0  # between looks at all other choices, while the one in forc
 CATCH_UP = 1.0  # of what the last seconds lacked, the shares make up for in the next as many
 CATCH_UP_LEAST, CATCH_UP_MOST = -0.15, 0.3
 MIN_SHARE = 0.01  # of either split of a mix
+LINK_MATTERS = 0.5  # of its busiest resource's use, an option's use of the link
 HOPE = 0.9  # of its uncertainty, a cost may turn out to be lower
 LEARN = 0.03  # of a difference between prediction and throughput, at each interval
 
@@ -96,6 +97,7 @@ class ModelPolicy:
         self._forgiven_s = 0.0
         self._probed_s = -math.inf
         self._looked_s = -math.inf
+        self._looked_fps = math.inf
         self._latency_factor = 1.0
         self._recent: deque[_Past] = deque()  # the last intervals, JUDGED_S together
         self._saving = 0.0  # mean of what the best choice would have saved of late, relative
@@ -107,7 +109,7 @@ class ModelPolicy:
 
     def decide(self, observation: Observation) -> Decision | None:
         now_s = observation.now_s
-        if observation.in_local_outage or not observation.captured + observation.finished:
+        if observation.in_local_outage:
             self._recent.clear()
             return None
         estimates = self._estimates
@@ -116,20 +118,22 @@ class ModelPolicy:
             if estimates.payload_seen(*route) or now_s - since_s > PROBE_WAIT_S:
                 del self._pending[route]
                 self._looked_s = -math.inf
-        known = self._cautious(estimates.known())
-        found = cost_model.options(known.costs)
-        current = self._current(found)
+        in_force = [(split, self._codec) for split in sorted(self._shares)]
+        current = self._current(cost_model.options(self._cautious(estimates.known(in_force)).costs))
         demand_fps = min(self._goal.target_fps, estimates.source_rate)
         aim_fps = demand_fps * (1.0 + self._margin())
         fps = self._check(observation, current, aim_fps)
         kept = self._kept(current, aim_fps, None)
         trimmed = self._kept(current, aim_fps, fps)
         holds = kept.capacity_fps >= ENOUGH * demand_fps and self._in_time(current)
-        if holds and not estimates.stepped and now_s - self._looked_s < LOOK_AROUND_S:
+        worse = not holds and kept.capacity_fps < (1.0 - TOLERANCE) * self._looked_fps
+        if not (worse or estimates.stepped) and now_s - self._looked_s < LOOK_AROUND_S:
             return self._trim(current, trimmed, demand_fps)
         since_look_s = min(now_s - self._looked_s, LOOK_AROUND_S)
-        self._looked_s = now_s
+        self._looked_s, self._looked_fps = now_s, kept.capacity_fps
 
+        known = self._cautious(estimates.known(estimates.routes))
+        found = cost_model.options(known.costs)
         uncertain = _Uncertainty(known)
         sure = [o for o in found if self._in_force(o) or uncertain.of(o) < SURE]
         best, meets = self._best(sure, demand_fps, aim_fps)
@@ -384,19 +388,24 @@ class _Uncertainty:
 
     def __init__(self, known: Known) -> None:
         self._payloads = known.payloads
+        self._link = known.link
         self._device = _spreads(known.costs.device_s, known.device)
         self._cloud = _spreads(known.costs.cloud_s[::-1], known.cloud[::-1])[::-1]
 
     def of(self, option: Option) -> float:
         """The largest of the three."""
         split = option.split
-        return max(self._device[split], self._payloads[split, option.codec], self._cloud[split])
+        return max(self._device[split], self._payloads[split, option.codec], self._cloud[split], self._link_of(option))
+
+    def _link_of(self, option: Option) -> float:
+        """The link's part, where the link matters to the option."""
+        return self._link if option.use_s[cost_model.LINK] > LINK_MATTERS * option.busiest_s else 0.0
 
     def hopeful(self, option: Option) -> Option:
         """The option as good as it may be."""
         split = option.split
         device, cloud = 1.0 - HOPE * self._device[split], 1.0 - HOPE * self._cloud[split]
-        size = 1.0 - HOPE * self._payloads[split, option.codec]
+        size = 1.0 - HOPE * max(self._payloads[split, option.codec], self._link)
         use_s = list(option.use_s)
         for resource, factor in (
             (cost_model.DEVICE, device),
@@ -406,7 +415,7 @@ class _Uncertainty:
             (cost_model.WINDOW, size),
         ):
             use_s[resource] *= factor
-        return option._replace(use_s=tuple(use_s), cloud_s=option.cloud_s * cloud)
+        return option._replace(use_s=tuple(use_s), busiest_s=max(use_s), cloud_s=option.cloud_s * cloud)
 
 
 def _spreads(times_s: Sequence[float], spreads: Sequence[float]) -> list[float]:

@@ -346,7 +346,9 @@ class SimulatedDevice:
             cloud=tuple(map(TaskCost, cloud_items, cloud_s, cloud_out)),
             payloads={key: PayloadCost(int(c[0]), int(c[1]), c[2], int(c[3]), c[4]) for key, c in sent.items()},
             acked_bytes=int(interval.acked_bytes),
-            link_busy_s=min(interval.link_s, self.interval_s),
+            link_busy_s=max(
+                min(interval.link_s, self.interval_s), min(self.interval_s, self._link_free - now_s + self.interval_s)
+            ),
             rtt_s=interval.rtt_s / interval.acked if interval.acked else None,
             acked=interval.acked,
             queue_s=interval.queue_s / interval.acked if interval.acked else 0.0,
