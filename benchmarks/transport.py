@@ -158,9 +158,7 @@ def receive_ours(pipe: Pipe, messages: int, arrays: int, tls: bool, folder: Path
 def send_ours(port: int, messages: int, arrays: int, tls: bool, folder: Path, window: int) -> Figures:
     hearer, session, encoder, meter = Hearer(), DeviceSession(os.urandom(16)), Encoder(), Meter(messages)
     token = Token("bench", load_or_make_certificate(folder).fingerprint, bytes(32)) if tls else None
-    link = Link(
-        ("127.0.0.1", port), "bench", CHAIN, lambda: token, [session], hearer, use_tls=tls, window_items=window
-    )
+    link = Link(("127.0.0.1", port), "bench", CHAIN, lambda: token, [session], hearer, use_tls=tls, window_items=window)
     link.start()
     hearer.welcome.wait()
     args = make_arrays(arrays)
