@@ -621,6 +621,8 @@ def run_cloud(config: CloudConfig, started: Callable[[int], None] | None = None)
         signals["stop"] += 1
         if signals["stop"] > 1:
             os._exit(130)
+        # Not print: what was interrupted may be printing.
+        os.write(2, b"stopping: finishing what has come in; Ctrl-C again stops at once\n")
         cloud.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):

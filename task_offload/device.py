@@ -76,17 +76,29 @@ def _check_split(split: int, chain: Chain) -> None:
 
 
 class _Signals:
-    """The first SIGINT or SIGTERM asks to stop, the second to stop at once."""
+    """The first SIGINT or SIGTERM asks to stop, the second to stop at once.
+
+    Attributes:
+        count: how many came.
+        woken: one came.
+        in_task: the main thread is in a task, which only an exception can end.
+    """
 
     def __init__(self) -> None:
         self.count = 0
         self.woken = threading.Event()
+        self.in_task = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._received)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         self.woken.set()
+        if self.in_task:
+            if self.count > 1:
+                raise KeyboardInterrupt
+            # Not print: the task that was interrupted may be printing.
+            os.write(1, b"stopping: finishing this item; Ctrl-C again stops at once\n")
 
 
 class _Run:
@@ -212,10 +224,18 @@ class LocalRun(_Run):
                 due = max(due + pace_s, time.monotonic() - pace_s)
             item = Item(config.device_name, session, books.captured, time.time(), tasks)
             try:
+                self.signals.in_task = True
                 with cpu.work() if cpu is not None else nullcontext():
                     outcome = runner.run(item, states, (), 0, tasks)
+                self.signals.in_task = False
             except SourceError as problem:
                 error = problem
+                break
+            except KeyboardInterrupt:
+                if item.state is not states.of_task(0):  # the first task had yielded it
+                    books.captured += 1
+                    meters.splits[tasks] += 1
+                    books.dropped["stopped"] += 1
                 break
             if outcome.task == 0 and outcome.kind is Kind.FILTERED:
                 break
@@ -232,11 +252,13 @@ class LocalRun(_Run):
                 if outcome.task == 0:
                     self.signals.woken.wait(0.01)
             meters.latency.add(sum(outcome.busy_ns[1:]) / 1e9)
+        self.signals.in_task = False
         self.watchdog.stopping()
         self.finish({"decisions": [], "away_s": 0.0, "bytes_sent": 0, "cloud_cpu_s": 0.0, "reconnects": 0})
         if error is not None:
             _complain(error)
-        return 1 if error is not None else 0
+            return 1
+        return 130 if self.signals.count > 1 else 0
 
 
 class OffloadRun(_Run):
