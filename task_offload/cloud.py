@@ -22,7 +22,7 @@ from typing import Any
 from task_offload.agreement import chain_spec
 from task_offload.config import CloudConfig
 from task_offload.engines import make_engine
-from task_offload.engines.base import Done, Lane, Unit
+from task_offload.engines.base import Done, Lane, TaskTimeoutError, Unit
 from task_offload.errors import LinkError, OffloadError, ProtocolError
 from task_offload.observe.cloud_costs import CloudCosts, Shares
 from task_offload.observe.report import write_report
@@ -35,7 +35,6 @@ from task_offload.task import Item, load_app
 from task_offload.transport.identity import Admission, CloudIdentity, default_state_dir
 from task_offload.transport.listener import Connection, Listener, ListenerLimits
 from task_offload.transport.loopback import check_no_tls_addresses
-from task_offload.wire.codec import Decoder
 from task_offload.wire.messages import (
     VERSION,
     Ending,
@@ -185,9 +184,7 @@ class Cloud:
             self._limits,
             clock,
         )
-        self._engine = make_engine(
-            config.engine, self._chain, Decoder(self._chain.payload_types), config.workers, self._finished
-        )
+        self._engine = make_engine(config.engine, self._chain, config.workers, self._finished, config.task_timeout_s)
         self._watchdog = Watchdog()
         if self._identity:
             self._identity.open_loopback(self._listener.port)
@@ -304,6 +301,9 @@ class Cloud:
             return FILTERED, self._chain.names[outcome.task]
         if forbidden is not None:
             return DROPPED, f"bad_payload: {forbidden}"
+        if isinstance(outcome.value, TaskTimeoutError):
+            log.error("the tasks of item %d of device %s took too long", item.sequence, item.device)
+            return DROPPED, f"task_timeout: {outcome.value}"
         return DROPPED, f"task_error: {self._errors.failed(outcome, item.device, item.sequence)}"
 
     def _device_endings(self, step: _Step) -> list[Record]:

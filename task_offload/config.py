@@ -20,6 +20,7 @@ DEFAULT_APP = "ball_tracking_example.taskified"
 DEFAULT_PORT = 8089
 PICTURE_QUALITY = 90
 DRAIN_S = 5.0
+TASK_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class CloudConfig:
     app: str = DEFAULT_APP
     engine: str = "threads"
     workers: int = 0
+    task_timeout_s: float = TASK_TIMEOUT_S
     results: tuple[str, ...] = ()
     keep_days: float | None = None
     state_dir: Path | None = None
@@ -285,7 +287,14 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
         "OFFLOAD_APP",
         metavar="MODULE_OR_FILE",
     )
-    options.add("--engine", str, "threads", "where tasks run: threads (default)", "OFFLOAD_ENGINE", metavar="ENGINE")
+    options.add(
+        "--engine",
+        str,
+        "threads",
+        "where tasks run: threads (default), processes, dask or dask:ADDRESS",
+        "OFFLOAD_ENGINE",
+        metavar="ENGINE",
+    )
     options.add(
         "--workers",
         _integer(1),
@@ -293,6 +302,14 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
         "how many items are worked on at a time (default: one a core)",
         "OFFLOAD_WORKERS",
         metavar="COUNT",
+    )
+    options.add(
+        "--task-timeout",
+        _number(0),
+        TASK_TIMEOUT_S,
+        f"how long an item's tasks before the last may take here (default {TASK_TIMEOUT_S:g})",
+        "OFFLOAD_TASK_TIMEOUT",
+        metavar="SECONDS",
     )
     options.add(
         "--results", str, None, "where endings and results are recorded: sqlite:FILE, jsonl:FILE, none; repeatable "
@@ -325,6 +342,7 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
         app=given.app,
         engine=given.engine,
         workers=given.workers or os.cpu_count() or 1,
+        task_timeout_s=given.task_timeout,
         results=tuple(results),
         keep_days=given.keep,
         state_dir=given.state_dir,

@@ -270,6 +270,7 @@ class OffloadRun(_Run):
         assert config.split is not None
         if not config.use_tls:
             check_no_tls_addresses(config.host)
+        self._find_token()  # a missing token is said before anything is opened
         self.policy: Policy | None = None
         if config.target_fps is not None:
             self.policy = StepPolicy(chain.splits, config.split, config.target_fps)

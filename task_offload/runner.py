@@ -127,14 +127,15 @@ class TaskErrorLog:
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self._names = names
-        self._seen: set[tuple[int, type, int]] = set()
+        self._seen: set[tuple[int, str, int | None]] = set()
         self._lock = threading.Lock()
 
     def failed(self, outcome: Outcome, device: str, sequence: int) -> str:
         """Logs a FAILED outcome if it is new in kind. Returns the detail to record, one line."""
         error: BaseException = outcome.value
         trace = traceback.extract_tb(error.__traceback__)
-        kind = (outcome.task, type(error), trace[-1].lineno or 0 if trace else 0)
+        place = trace[-1].lineno if trace else None
+        kind = (outcome.task, getattr(error, "kind", type(error).__name__), place)
         name = self._names[outcome.task]
         with self._lock:
             new = kind not in self._seen and len(self._seen) < self.MAX_KINDS

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from task_offload.engines.base import Engine, Finished
-from task_offload.engines.threads import ThreadEngine
+import sys
+
+from task_offload.engines.base import Engine, Finished, Worker
+from task_offload.engines.pool import Pool
+from task_offload.engines.threads import ThreadWorker
 from task_offload.errors import ConfigError
 from task_offload.task import Chain
-from task_offload.wire.codec import Decoder
+
+ENGINES = "threads, processes, dask or dask:ADDRESS"
 
 
-def make_engine(name: str, chain: Chain, decoder: Decoder, workers: int, finished: Finished) -> Engine:
+def make_engine(name: str, chain: Chain, workers: int, finished: Finished, timeout_s: float) -> Engine:
     """The engine of this name, as `--engine` takes it.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it cannot be used.
     """
+    kind, _, address = name.partition(":")
+    stateful = chain.stateful_between(chain.splits[0], len(chain.tasks) - 1)
     if name == "threads":
-        return ThreadEngine(chain, decoder, workers, finished)
-    raise ConfigError(f"engine {name!r} is not known; choose threads")
+        if workers > 1 and (cv2 := sys.modules.get("cv2")) is not None:
+            cv2.setNumThreads(1)  # the workers are the parallelism
+        return Pool(lambda: ThreadWorker(chain), workers, stateful, False, finished, timeout_s)
+    if name == "processes":
+        from task_offload.engines.processes import ProcessWorker
+
+        return Pool(lambda: ProcessWorker(chain, timeout_s), workers, stateful, True, finished, timeout_s)
+    if kind == "dask" and (address or name == "dask"):
+        from task_offload.engines.dask import DaskWorker, connect
+
+        client = connect(address, workers)
+
+        def make_worker() -> Worker:
+            return DaskWorker(chain, client, timeout_s)
+
+        return Pool(make_worker, workers, stateful, True, finished, timeout_s)
+    raise ConfigError(f"--engine {name}: choose {ENGINES}")

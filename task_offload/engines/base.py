@@ -18,23 +18,25 @@ from task_offload.wire.codec import Decoder
 
 
 class Lane:
-    """The units of one session, as an engine queues them. An engine's lock guards it.
+    """The units of one session, as an engine queues them. The engine guards it.
 
     Attributes:
-        states: what the session's stateful tasks keep.
+        states: what the session's stateful tasks keep, where they run in this process.
         units: those that wait, in sequence order.
         running: how many are being worked on.
+        slot: the worker that has the session's state, where a worker has it; None before the first unit.
     """
 
-    __slots__ = ("running", "states", "units")
+    __slots__ = ("running", "slot", "states", "units")
 
     def __init__(self) -> None:
         self.states = States()
         self.units: deque[Unit] = deque()
         self.running = 0
+        self.slot: int | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Unit:
     """One item's work in the cloud.
 
@@ -81,6 +83,14 @@ class Done:
         return error if isinstance(error, ProtocolError) and not self.outcome.busy_ns else None
 
 
+class TaskTimeoutError(Exception):
+    """A unit's tasks took longer than they may."""
+
+
+class WorkerLostError(Exception):
+    """A worker died while it had a unit."""
+
+
 class Engine(Protocol):
     """Runs units. For each one that is submitted `finished` is called once."""
 
@@ -88,24 +98,45 @@ class Engine(Protocol):
         """Takes a unit. Units of one lane come in sequence order. Never blocks."""
 
     def forget(self, lane: Lane) -> None:
-        """Drops what waits in a lane, without a call of `finished`."""
+        """The session is over: drops what waits of it, without a call of `finished`, and its state."""
 
     def close(self) -> None:
         """Ends the workers. What waits is not run."""
+
+
+class Worker(Protocol):
+    """Runs one unit at a time, for one thread of a `Pool`."""
+
+    def run(self, unit: Unit) -> Done:
+        """Runs a unit.
+
+        Raises:
+            WorkerLostError: the worker died; `run` may be called again, and finds another.
+            TaskTimeoutError: `kill` was called meanwhile.
+        """
+
+    def forget(self, lane: Lane) -> None:
+        """Drops a session's state."""
+
+    def kill(self) -> bool:
+        """The unit takes too long: ends it, from another thread. False if that is not possible."""
+
+    def close(self) -> None:
+        """Ends the worker."""
 
 
 Finished = Callable[[Done], None]
 _EMPTY = memoryview(b"")
 
 
-def work(unit: Unit, decoder: Decoder, runner: Runner, last: int) -> Done:
+def work(unit: Unit, decoder: Decoder, runner: Runner, last: int, states: States) -> Done:
     """Decodes a unit's payload and runs its tasks up to, not with, the last one, whose index is `last`."""
     began_ns, cpu_ns = perf_counter_ns(), thread_time_ns()
     split = unit.item.split
     try:
         args = decoder.decode(unit.head, _EMPTY if unit.body is None else unit.body)
         decoded_ns = perf_counter_ns()
-        outcome = runner.run(unit.item, unit.lane.states, args, split, last)
+        outcome = runner.run(unit.item, states, args, split, last)
     except Exception as error:  # of decoding: what may not travel, or what a class of the app raises
         decoded_ns = perf_counter_ns()
         outcome = Outcome(Kind.FAILED, split, error, [])

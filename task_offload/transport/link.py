@@ -20,7 +20,6 @@ from typing import Protocol
 
 from task_offload.errors import LinkError, OffloadError, ProtocolError, RefusedError
 from task_offload.transport.certificates import client_context
-from task_offload.transport.loopback import is_loopback_address
 from task_offload.transport.stream import Stream, Waker, tune
 from task_offload.transport.tokens import Token
 from task_offload.wire.framing import Frame, FrameLimits, FrameReader
@@ -280,13 +279,8 @@ class Link:
 
     def _connect_and_exchange(self, session: DeviceSession) -> None:
         token = self._find_token()
-        if token is None and self._tls is not None:
-            raise RefusedError(
-                Refusal.TOKEN,
-                f"no token for {self._address[0]}: run  cloud_server_coordinator.py --enroll {self._device}  on the "
-                "server and paste the line that it prints here (on one machine: is the server running, as this user?)",
-                lasting=not is_loopback_address(self._address[0]) and self._address[0] != "localhost",
-            )
+        if token is None and self._tls is not None:  # `find_token` raises for a server that is not on this machine
+            raise LinkError("no server of this user runs on this machine at this port")
         deadline = self._clock() + CONNECT_TIMEOUT_S
         sock = self._connect(deadline)
         try:

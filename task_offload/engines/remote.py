@@ -1,0 +1,131 @@
+"""A unit's work in another process. In: what a unit consists of. Out: what its outcome consists of.
+
+`RemoteRunner` is the far side; `outcome_of` makes an outcome of its reply on the near side.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from task_offload.engines.base import Lane, Unit, work
+from task_offload.errors import ProtocolError
+from task_offload.runner import Kind, Outcome, Runner, States
+from task_offload.task import Item, load_app
+from task_offload.wire.codec import Decoder, Encoder, Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One unit for the far side. The payload's body travels apart."""
+
+    lane: int
+    device: str
+    session: str
+    sequence: int
+    captured_at: float
+    split: int
+    head: bytes
+
+    @staticmethod
+    def of(unit: Unit) -> Call:
+        item = unit.item
+        return Call(
+            id(unit.lane), item.device, item.session, item.sequence, item.captured_at, item.split, bytes(unit.head)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What became of a unit. `payload` has the next task's arguments and the published picture, where there are any."""
+
+    kind: str
+    task: int
+    busy_ns: list[int]
+    decode_ns: int
+    cpu_ns: int
+    error: tuple[str, str, str] | None  # its kind, its text, its traceback
+    payload: Payload | None
+
+
+class RemoteTaskError(Exception):
+    """A task raised an error in another process.
+
+    Attributes:
+        kind: type and place of the error, equal for errors of one kind.
+    """
+
+    def __init__(self, kind: str, text: str, trace: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+        self.__cause__ = _TracebackText(trace)
+
+
+class _TracebackText(Exception):
+    """Shows the traceback of another process where this one is shown."""
+
+    def __init__(self, trace: str) -> None:
+        super().__init__(trace)
+        self._trace = trace
+
+    def __str__(self) -> str:
+        return f"\n{self._trace}"
+
+
+class RemoteRunner:
+    """The far side: the app, loaded once, and the sessions' states."""
+
+    def __init__(self, app: str) -> None:
+        chain = load_app(app)
+        if (cv2 := sys.modules.get("cv2")) is not None:
+            cv2.setNumThreads(1)  # the workers are the parallelism
+        self._decoder = Decoder(chain.payload_types)
+        self._encoder = Encoder(chain.payload_types, picture_quality=0)
+        self._runner = Runner(chain)
+        self._last = len(chain.tasks) - 1
+        self._states: dict[int, States] = {}
+
+    def run(self, call: Call, body: memoryview) -> Reply:
+        """Runs a unit. The arrays of the reply's payload may lie in `body`."""
+        item = Item(call.device, call.session, call.sequence, call.captured_at, call.split)
+        unit = Unit(Lane(), item, memoryview(call.head), body, 0, None)
+        states = self._states.setdefault(call.lane, States())
+        done = work(unit, self._decoder, self._runner, self._last, states)
+        outcome = done.outcome
+        payload: Payload | None = None
+        if outcome.kind is Kind.CONTINUED or item.published is not None:
+            args = outcome.value if outcome.kind is Kind.CONTINUED else ()
+            try:
+                payload = self._encoder.encode((item.published, args))
+            except Exception as problem:
+                outcome = Outcome(Kind.FAILED, outcome.task, problem, outcome.busy_ns)
+        error = _describe(outcome.value) if outcome.kind is Kind.FAILED else None
+        return Reply(outcome.kind.value, outcome.task, outcome.busy_ns, done.decode_ns, done.cpu_ns, error, payload)
+
+    def forget(self, lane: int) -> None:
+        self._states.pop(lane, None)
+
+
+def outcome_of(reply: Reply, item: Item, decoder: Decoder, body: memoryview) -> Outcome:
+    """The outcome that a reply describes; `body` holds its payload's buffers, padded."""
+    args: tuple[Any, ...] = ()
+    if reply.payload is not None:
+        item.published, args = decoder.decode(reply.payload.head, body)
+    kind = Kind(reply.kind)
+    if kind is Kind.FAILED:
+        assert reply.error is not None
+        name, text, trace = reply.error
+        forbidden = name == ProtocolError.__name__ and not reply.busy_ns
+        error = ProtocolError(text) if forbidden else RemoteTaskError(name, text, trace)
+        return Outcome(kind, reply.task, error, reply.busy_ns)
+    return Outcome(kind, reply.task, args if kind is Kind.CONTINUED else None, reply.busy_ns)
+
+
+def _describe(error: BaseException) -> tuple[str, str, str]:
+    trace = traceback.extract_tb(error.__traceback__)
+    place = f":{trace[-1].filename}:{trace[-1].lineno}" if trace and not isinstance(error, ProtocolError) else ""
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    name = type(error).__name__
+    return f"{name}{place}", str(error) if isinstance(error, ProtocolError) else f"{name}: {error}", text
