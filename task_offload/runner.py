@@ -19,6 +19,7 @@ from task_offload.task import Chain, Item, set_current_item
 log = logging.getLogger(__name__)
 
 _BOOLS = (bool, np.bool_)
+DETAIL_BYTES = 200
 
 
 class Kind(Enum):
@@ -98,7 +99,7 @@ class Runner:
                 if type(args) is not tuple:
                     args = () if args is None else (args,)
             return Outcome(Kind.CONTINUED, index, args, busy_ns)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a task that calls sys.exit() must not end its worker
             if index == 0 and isinstance(error, SourceError):
                 raise
             return Outcome(Kind.FAILED, index, error, busy_ns)
@@ -147,4 +148,9 @@ class TaskErrorLog:
                 "(further errors of this kind are only counted)",
                 name, sequence, device, exc_info=error,
             )  # fmt: skip
-        return f"{name}: {type(error).__name__}: {error}"[:200]
+        try:
+            text = str(error)
+        except Exception:
+            text = "(its text cannot be made)"
+        line = " ".join(f"{name}: {type(error).__name__}: {text}".split())
+        return line.encode("utf-8", "backslashreplace")[:DETAIL_BYTES].decode(errors="ignore")
