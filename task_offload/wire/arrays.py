@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Callable
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from task_offload.errors import ConfigError, PayloadError, ProtocolError
+from task_offload.errors import PayloadError, ProtocolError
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -28,11 +27,17 @@ class Encoding(IntEnum):
 
     RAW = 0
     JPEG = 1
+    LZ4 = 2
+    LZ4_DIFF = 3
+    LZ4_GREEN = 4
+    ZSTD = 5
+    ZSTD_DIFF = 6
+    ZSTD_GREEN = 7
 
 
 # --- dtypes ---------------------------------------------------------------------------------------------------
 
-_DTYPE = re.compile(rb"[<>|]([biufcSUMm])(\d{1,9})(\[\d{0,9}(?:[YMWDhms]|[munpfa]s)\])?")
+_DTYPE = re.compile(rb"[<>|]([biufcSUMm])(\d{1,9})(\[(?:[1-9]\d{0,8})?(?:[YMWDhms]|[munpfa]s)\])?")
 _ITEM_BYTES = {
     b"b": (1,),
     b"i": (1, 2, 4, 8),
@@ -42,6 +47,7 @@ _ITEM_BYTES = {
     b"M": (8,),
     b"m": (8,),
 }
+_MAX_EMPTY = 2**31 - 1  # of an empty array NumPy multiplies the other dimensions, in 32 bits on a small machine
 
 
 @lru_cache(maxsize=256)
@@ -89,11 +95,10 @@ def raw_size_bytes(shape: Shape, dtype: np.dtype[Any], limit_bytes: int) -> int:
     """Size of an array's memory.
 
     Raises:
-        ProtocolError: the product of its dimensions other than 0, times the item size, is over the limit.
+        ProtocolError: it is over the limit, or NumPy could not hold such a shape.
     """
     size_bytes = math.prod(shape) * dtype.itemsize
-    # NumPy multiplies without the zeros too, and in 64 bits (32 on a small machine).
-    if size_bytes > limit_bytes or (size_bytes == 0 and math.prod(filter(None, shape)) * dtype.itemsize > limit_bytes):
+    if size_bytes > limit_bytes or (size_bytes == 0 and math.prod(filter(None, shape)) * dtype.itemsize > _MAX_EMPTY):
         raise ProtocolError(f"an array of shape {shape!s:.100} and dtype {dtype} is over {limit_bytes} bytes")
     return size_bytes
 
@@ -136,7 +141,7 @@ def encode_jpeg(image: Array, quality: int) -> memoryview:
     Raises:
         PayloadError: OpenCV is not installed.
     """
-    cv2 = _opencv(PayloadError)
+    cv2 = opencv(PayloadError)
     _, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return memoryview(data.reshape(-1))
 
@@ -151,7 +156,7 @@ def decode_jpeg(data: memoryview, shape: Shape, dtype: np.dtype[Any]) -> Array:
         raise ProtocolError("a JPEG is not of the shape or dtype that its array table says")
     if data[-2:] != _JPEG_END:
         raise ProtocolError("a JPEG has no end")
-    cv2 = _opencv(ProtocolError)
+    cv2 = opencv(ProtocolError)
     flags = (cv2.IMREAD_COLOR if len(shape) == 3 else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
     image: Array | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None or image.shape != shape:
@@ -183,46 +188,12 @@ def _import_opencv() -> Any:
     return cv2
 
 
-def _opencv(kind: type[PayloadError] | type[ProtocolError]) -> Any:
+def opencv(kind: type[PayloadError] | type[ProtocolError]) -> Any:
+    """The cv2 module; an error of this kind if it is not there."""
     try:
         return _import_opencv()
     except ImportError as error:
         raise kind(
-            f"pictures travel as JPEG with OpenCV, which does not import ({error}); "
-            "pip install opencv-python, or --picture-quality 0"
+            f"images are encoded with OpenCV, which does not import ({error}); "
+            "pip install opencv-python, or use --picture-quality 0 and --codec none"
         ) from error
-
-
-Decode = Callable[[memoryview, Shape, "np.dtype[Any]"], Array]
-
-DECODERS: dict[int, Decode] = {Encoding.JPEG: decode_jpeg}
-
-
-# --- codecs ---------------------------------------------------------------------------------------------------
-
-Compress = Callable[[Array], "tuple[Encoding, memoryview] | None"]  # None: send it as it is
-
-
-@lru_cache(maxsize=64)
-def compression_of(codec: str) -> Compress | None:
-    """What a codec, as `--codec` names it, does with an array; None for nothing.
-
-    Raises:
-        ConfigError: there is no such codec.
-    """
-    if codec == "none":
-        return None
-    name, _, quality = codec.partition(":")
-    if name == "jpeg" and quality.isascii() and quality.isdecimal() and 1 <= int(quality) <= 100:
-        return _jpeg_compression(int(quality))
-    raise ConfigError(f"codec {codec!r} is unknown; choose none or jpeg:QUALITY with 1 to 100")
-
-
-def _jpeg_compression(quality: int) -> Compress:
-    def compress(array: Array) -> tuple[Encoding, memoryview] | None:
-        # A mask or another grey array is no image to look at: its exact values count.
-        if array.ndim != 3 or not jpeg_fits(array):
-            return None
-        return Encoding.JPEG, encode_jpeg(array, quality)
-
-    return compress

@@ -17,7 +17,7 @@ import numpy as np
 
 from task_offload.errors import PayloadError, ProtocolError
 from task_offload.picture import Picture
-from task_offload.wire import arrays, unpickle
+from task_offload.wire import arrays, compression, unpickle
 from task_offload.wire.arrays import Array, Encoding
 from task_offload.wire.objects import PayloadTypes
 from task_offload.wire.payload_limits import PayloadLimits
@@ -33,6 +33,7 @@ BODY_ALIGNMENT = 64
 _HEAD_ALIGNMENT = 8
 _PADDING = [bytes(n) for n in range(_HEAD_ALIGNMENT)]
 _SMALL_BYTES = 4096  # up to here a copy into the head costs less than one more part of a send
+_TINY_BYTES = 512  # less is not worth compressing
 _SMALL_IN_ALL_BYTES = 256 * 1024  # beyond, small arrays go to the body too
 
 # First value of a persistent id that is a tuple. An id that is a number is an array of the table.
@@ -78,7 +79,8 @@ class Encoder:
         self._objects = PayloadTypes(payload_types)
         self._picture_quality = picture_quality
         self._codec = codec
-        arrays.compression_of(codec)
+        self._compressions = compression.Compressions()
+        self._compressions.of(codec)
         self._limits = limits or DEFAULT_LIMITS
         self._handlers = _Handlers(self._objects)
 
@@ -93,7 +95,7 @@ class Encoder:
             PayloadError: something in them cannot travel, or they are over the limits. The encoder stays usable.
             ConfigError: there is no such codec, or not on this machine.
         """
-        compress = arrays.compression_of(self._codec if codec is None else codec)
+        compress = self._compressions.of(self._codec if codec is None else codec)
         file = io.BytesIO()
         pickler = _Pickler(file, unpickle.PROTOCOL)
         pickler.fast = True  # no memo: the decoder's unpickler is safe because there is none
@@ -190,7 +192,7 @@ class Decoder:
                     raise ProtocolError(f"an array of {raw_bytes} bytes came as {size_bytes} bytes")
                 found.append(np.ndarray(shape, dtype, region.memory, offset) if raw_bytes else np.empty(shape, dtype))
                 continue
-            decode = arrays.DECODERS.get(encoding)
+            decode = _DECODERS.get(encoding)
             if decode is None:
                 raise ProtocolError(f"an array has an unknown encoding {encoding}")
             found.append(decode(region.memory[offset : offset + size_bytes], shape, dtype))
@@ -198,6 +200,11 @@ class Decoder:
             region.check_used()
         return found, bytes(head[pickle_begin:])
 
+
+_DECODERS: dict[int, compression.Decode] = {
+    Encoding.JPEG: arrays.decode_jpeg,
+    **compression.DECODERS,
+}
 
 DEFAULT_LIMITS = PayloadLimits()
 
@@ -262,7 +269,7 @@ class _Table:
     """The arrays of one item."""
 
     def __init__(
-        self, args: tuple[Any, ...], picture_quality: int, compress: arrays.Compress | None, limits: PayloadLimits
+        self, args: tuple[Any, ...], picture_quality: int, compress: compression.Compress | None, limits: PayloadLimits
     ) -> None:
         self._args = args
         self._picture_quality = picture_quality
@@ -300,13 +307,16 @@ class _Table:
         self._raw_bytes += arrays.raw_size_bytes(array.shape, array.dtype, self._limits.raw_bytes - self._raw_bytes)
         if array.ndim > self._limits.dimensions:
             raise PayloadError(f"an array of {array.ndim} dimensions cannot travel; reshape it")
+        encoding: Encoding = Encoding.RAW
+        data: bytes | memoryview
         if as_picture:
-            encoding: Encoding = Encoding.JPEG
-            data = arrays.encode_jpeg(array, self._picture_quality)
+            encoding, data = Encoding.JPEG, arrays.encode_jpeg(array, self._picture_quality)
+        elif array.nbytes < _TINY_BYTES:
+            data = array.tobytes()
         else:
-            compressed = self._compress(array) if self._compress is not None else None
-            encoding, data = compressed or (Encoding.RAW, arrays.flat_bytes(array))
-        size_bytes = data.nbytes
+            compressed = self._compress(array, len(self._entries)) if self._compress is not None else None
+            encoding, data = compressed or (encoding, arrays.flat_bytes(array))
+        size_bytes = len(data)
         small = size_bytes < _SMALL_BYTES and self._small_bytes + size_bytes <= _SMALL_IN_ALL_BYTES
         self._entries.append(
             _ARRAY.pack(encoding, _IN_HEAD if small else _IN_BODY, array.ndim, len(text), size_bytes)
@@ -318,7 +328,7 @@ class _Table:
             self._small += (data, padding)
             self._small_bytes += size_bytes + len(padding)
         else:
-            self._buffers.append(data)
+            self._buffers.append(memoryview(data))
             self._body_bytes += size_bytes + -size_bytes % BODY_ALIGNMENT
 
     def payload(self, pickled: bytes) -> Payload:

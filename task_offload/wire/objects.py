@@ -13,7 +13,7 @@ from typing import Any
 
 from task_offload.errors import PayloadError, ProtocolError
 
-Description = tuple[Any, ...]  # name, arguments[, state[, items of a list[, items of a dict]]]
+Description = tuple[Any, ...]  # name, arguments[, state[, items[, keys and items]]]
 
 _PLAIN_BASES = (int, float, complex, str, bytes, bytearray, tuple, frozenset)
 
@@ -54,7 +54,7 @@ class PayloadTypes:
             )
         rest = [*rest, None, None, None][:3]
         rest[1] = None if rest[1] is None else list(rest[1])
-        rest[2] = None if rest[2] is None else list(rest[2])
+        rest[2] = None if rest[2] is None else dict(rest[2])
         while rest and rest[-1] is None:
             del rest[-1]
         return (cls.__qualname__, tuple(args), *rest)
@@ -76,9 +76,13 @@ class PayloadTypes:
         if state is not None:
             _set_state(value, state)
         if items is not None:
-            value.extend(_listed(items))
+            if type(items) is not list:
+                raise ProtocolError("the items of an object are not a list")
+            value.extend(items)
         if pairs is not None:
-            for key, each in _listed(pairs):
+            if type(pairs) is not dict:
+                raise ProtocolError("the items of an object are not a dict")
+            for key, each in pairs.items():
                 value[key] = each
         return value
 
@@ -107,6 +111,8 @@ class _Bare:
         self._cls = cls
 
     def __call__(self, *args: Any) -> Any:
+        if args and self._cls.__new__ is object.__new__:
+            raise ProtocolError(f"a {self._cls.__qualname__} takes no arguments")
         return self._cls.__new__(self._cls, *args)
 
 
@@ -142,9 +148,3 @@ def _set_state(value: Any, state: Any) -> None:
             raise ProtocolError(f"the state of an object has slots that {type(value).__qualname__} has not")
         for name, each in in_slots.items():
             object.__setattr__(value, name, each)
-
-
-def _listed(items: Any) -> list[Any]:
-    if type(items) is not list:
-        raise ProtocolError("the items of an object are not a list")
-    return items

@@ -221,4 +221,5 @@ def test_what_the_proof_accepts_loads_or_has_an_unhashable_key(program):
     try:
         load(pickled(program))
     except ProtocolError as error:
-        assert "unhashable" in str(error)
+        if "unhashable" not in str(error):
+            raise
