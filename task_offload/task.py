@@ -6,10 +6,10 @@ An app is a Python module that exports `tasks`, a list of at least two callables
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -143,7 +143,7 @@ class Chain:
         tasks: at least two.
         payload_types: the app's classes that may travel as arguments.
         open_source: the app's own `open_source`, or None.
-        source_digest: SHA-256 of the source of the modules that hold the tasks; equal sources, equal digest.
+        source_digest: SHA-256 of the source of the modules and packages that hold the tasks.
     """
 
     app: str
@@ -280,11 +280,18 @@ def _open_source(app: str, module: ModuleType) -> Callable[[str | None], float |
 
 
 def _digest(functions: Sequence[TaskFunction]) -> bytes:
+    """Of the modules that hold the tasks; where such a module is part of a package, of the whole package."""
+    sources: dict[str, bytes] = {}
+    for name in {getattr(getattr(f, "func", f), "__module__", None) or type(f).__module__ for f in functions}:
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if module is None or file is None:
+            continue
+        path = Path(file)
+        for each in sorted(path.parent.glob("*.py")) if module.__package__ else [path]:
+            with contextlib.suppress(OSError):
+                sources[each.name] = each.read_bytes().replace(b"\r\n", b"\n")
     digest = hashlib.sha256()
-    names = {getattr(getattr(f, "func", f), "__module__", None) or type(f).__module__ for f in functions}
-    for name in sorted(names):
-        try:
-            digest.update(inspect.getsource(sys.modules[name]).encode())
-        except (OSError, KeyError, TypeError):
-            digest.update(name.encode())
+    for name in sorted(sources):
+        digest.update(name.encode() + b"\0" + sources[name] + b"\0")
     return digest.digest()
