@@ -14,12 +14,12 @@ from task_offload.scheduling.cost_model import DEVICE, LINK, MAIN, RESOURCES, WO
 from task_offload.scheduling.observation import TRAIN_BYTES, Observation
 
 MEMORY_S = 15.0  # how long a measurement counts for tasks and payloads
-LINK_MEMORY_S = 2.0  # cellular links move within seconds
-LINK_SAMPLE_SHARE = 0.3  # of an interval; what was measured over less time counts less
-LINK_STEP = 0.4  # relative; a larger difference is believed at once
+LINK_MEMORY_S, LINK_MEMORY_UNREST = 2.0, 20.0  # cellular links move within seconds; so does noise, hence the second
+LINK_STEP, LINK_STEP_UNREST = 0.4, 3.0  # a difference above both, the second times the unrest, is believed at once
 LINK_UNREST_PACE = 0.1
+LINK_USE = 0.93  # of a link that is never idle, stages that wait for each other's unequal items get so much
+LINK_PEAK_MEMORY_S = 300.0
 LINK_STALE_PER_S, LINK_UNREST_STALE_PER_S = 0.006, 0.2  # what certainty of the link is lost with each second
-STALL = 0.6  # a rate is taken for so much of what it was, when nothing came through for an interval
 FIRST_SPREAD = 0.3  # relative standard deviation of one item's cost, until it is known
 CROWD_PACE = 0.2  # of the new in the mean of how many threads are busy
 IDLE_CROWD = 0.85  # of the device's cores or the link's time; used less than this, something else is the limit
@@ -97,37 +97,44 @@ class Mean:
 
 
 class Link:
-    """The link's goodput, in bytes a second, and how much it moves from one interval to the next."""
+    """The link's goodput, in bytes a second, and how much it moves from one interval to the next.
+
+    A steady link that steps is believed at once; of one that always moves, the mean over some time counts.
+    """
 
     def __init__(self) -> None:
         self.rate = 0.0
         self.unrest = 0.0  # mean relative step from one interval to the next
+        self._last = 0.0
+        self._bytes = self._busy_s = 0.0
         self._seen_s = -math.inf
+        self._peak = 0.0  # highest rate of the last minutes
 
     def add(self, size_bytes: float, busy_s: float, interval_s: float, now_s: float) -> None:
         """Takes in what crossed the link within `busy_s` of an interval."""
         rate = size_bytes / busy_s
+        self._peak = max(rate, self._peak * math.exp(-interval_s / LINK_PEAK_MEMORY_S))
         self._seen_s = now_s
-        if not self.rate:
-            self.rate = rate
-            return
-        step = abs(math.log(rate / self.rate))
-        self.unrest += LINK_UNREST_PACE * (min(step, 1.0) - self.unrest)
-        weight = min(1.0, busy_s / (LINK_SAMPLE_SHARE * interval_s))
-        learn = weight * (1.0 if step > LINK_STEP else 1.0 - math.exp(-interval_s / LINK_MEMORY_S))
-        self.rate *= (rate / self.rate) ** learn
-
-    def stall(self, now_s: float) -> None:
-        """Takes in that nothing crossed the link during an interval, though something was on its way."""
-        self.rate *= STALL
-        self.unrest += LINK_UNREST_PACE * (1.0 - self.unrest)
-        self._seen_s = now_s
+        if self.rate:
+            self.unrest += LINK_UNREST_PACE * (min(abs(math.log(rate / self._last)), 1.0) - self.unrest)
+            if abs(math.log(rate / self.rate)) > max(LINK_STEP, LINK_STEP_UNREST * self.unrest):
+                self._bytes = self._busy_s = 0.0
+        keep = math.exp(-interval_s / (LINK_MEMORY_S * (1.0 + LINK_MEMORY_UNREST * self.unrest)))
+        self._bytes = keep * self._bytes + size_bytes
+        self._busy_s = keep * self._busy_s + busy_s
+        self.rate = self._bytes / self._busy_s
+        self._last = rate
 
     def spread(self, now_s: float) -> float:
         """Relative uncertainty: a link that moves is known for some seconds only."""
         if not self.rate:
             return 0.0  # no payload was large enough to measure it, so none was slow
         return min(1.0, (now_s - self._seen_s) * (LINK_STALE_PER_S + LINK_UNREST_STALE_PER_S * self.unrest))
+
+    @property
+    def hope(self) -> float:
+        """How many times faster than the estimate the link was within the last minutes."""
+        return max(1.0, self._peak / self.rate) if self.rate else 1.0
 
     @property
     def bytes_per_s(self) -> float:
@@ -143,6 +150,7 @@ class Known:
         device, cloud: for each task on that side.
         payloads: by (split, codec): of size and encoding together.
         link: of the goodput.
+        link_hope: how many times faster than estimated the link may be.
     """
 
     costs: Costs
@@ -150,6 +158,7 @@ class Known:
     cloud: Sequence[float]
     payloads: dict[tuple[int, str], float]
     link: float
+    link_hope: float
 
 
 class _PayloadMeans:
@@ -202,9 +211,6 @@ class Estimates:
         self._add_trip(observation)
         self._add_source(observation)
 
-    def payload_seen(self, split: int, codec: str) -> bool:
-        return (split, codec) in self._payloads
-
     def correct(self, resource: str, factor: float) -> None:
         """What was observed while this resource was the limit is `factor` times what was predicted."""
         self._efficiency[resource] = min(max(self._efficiency[resource] * factor, 0.3), 1.5)
@@ -255,9 +261,6 @@ class Estimates:
     def _add_link(self, observation: Observation) -> None:
         if observation.transfer_bytes > 0 and observation.transfer_s > 0:
             self.link.add(observation.transfer_bytes, observation.transfer_s, observation.interval_s, self.now_s)
-        elif not observation.finished:
-            if observation.link_busy_s > IDLE_CROWD * observation.interval_s:
-                self.link.stall(self.now_s)
         elif (
             observation.acked_bytes > 0
             and self.held(observation)
@@ -316,7 +319,7 @@ class Estimates:
             survival=[min(1.0, mean.value) if mean.count else 1.0 for mean in self._survival],
             stateful=self._stateful,
             payloads=payloads,
-            link_bytes_per_s=self.link.bytes_per_s * efficiency[RESOURCES[LINK]],
+            link_bytes_per_s=self.link.bytes_per_s * LINK_USE * efficiency[RESOURCES[LINK]],
             cores=last.cores * efficiency[RESOURCES[DEVICE]],
             workers=max(last.workers * efficiency[RESOURCES[WORKERS]], 1e-3),
             main_share=max(last.main_share * efficiency[RESOURCES[MAIN]], 1e-3),
@@ -324,7 +327,7 @@ class Estimates:
             window=max(1, last.window),
             source_rate=self.source_rate,
         )
-        return Known(costs, device_spread, cloud_spread, payload_spread, self.link.spread(now_s))
+        return Known(costs, device_spread, cloud_spread, payload_spread, self.link.spread(now_s), self.link.hope)
 
     def _speed_ratio(self) -> float:
         """How many times longer than the cloud the device takes, from the tasks that ran on both."""

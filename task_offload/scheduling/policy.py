@@ -33,7 +33,8 @@ SURE = 0.35  # relative uncertainty up to which a cost counts as known
 PROBES_AT_ONCE = 4
 PROBE_WAIT_S = 4.0  # a probe that has not come back by then is lost
 PROBE_PAUSE_S = 5.0  # between probes while the target is met
-LINK_USE = 0.93  # of a link that is never idle, stages that wait for each other's unequal items get so much
+MOVING = 0.1  # a link with more unrest than this recovers as often as it falls: wait a little
+MOST_UNREST = 0.3  # of a link that moves, at most so much of its mean is not counted on
 LOOK_AROUND_S = 2.0  # between looks at all other choices, while the one in force holds
 CATCH_UP = 1.0  # of what the last seconds lacked, the shares make up for in the next as many
 CATCH_UP_LEAST, CATCH_UP_MOST = -0.15, 0.3
@@ -100,6 +101,7 @@ class ModelPolicy:
         self._looked_fps = math.inf
         self._latency_factor = 1.0
         self._recent: deque[_Past] = deque()  # the last intervals, JUDGED_S together
+        self._short_s = 0.0  # how long the target is out of reach for the splits in force
         self._saving = 0.0  # mean of what the best choice would have saved of late, relative
         self._unrest = 0.0  # variance of throughput over JUDGED_S, relative
 
@@ -115,11 +117,12 @@ class ModelPolicy:
         estimates = self._estimates
         estimates.add(observation)
         for route, since_s in list(self._pending.items()):
-            if estimates.payload_seen(*route) or now_s - since_s > PROBE_WAIT_S:
+            cost = observation.payloads.get(route)
+            if (cost is not None and cost.decoded) or now_s - since_s > PROBE_WAIT_S:
                 del self._pending[route]
                 self._looked_s = -math.inf
         in_force = [(split, self._codec) for split in sorted(self._shares)]
-        current = self._current(cost_model.options(self._cautious(estimates.known(in_force)).costs))
+        current = self._current(cost_model.options(estimates.known(in_force).costs))
         demand_fps = min(self._goal.target_fps, estimates.source_rate)
         aim_fps = demand_fps * (1.0 + self._margin())
         fps = self._check(observation, current, aim_fps)
@@ -158,9 +161,9 @@ class ModelPolicy:
     # What is known
 
     def _cautious(self, known: Known) -> Known:
-        """A link that moves is counted on for less than its mean."""
-        unrest = min(0.5, self._estimates.link.unrest)
-        rate = known.costs.link_bytes_per_s * LINK_USE * (1.0 - unrest)
+        """For what is not in force yet, a link that moves is counted on for less than its mean."""
+        unrest = min(MOST_UNREST, self._estimates.link.unrest)
+        rate = known.costs.link_bytes_per_s * (1.0 - unrest)
         return replace(known, costs=replace(known.costs, link_bytes_per_s=rate))
 
     def _in_force(self, option: Option) -> bool:
@@ -271,9 +274,12 @@ class ModelPolicy:
             self._forgiven_s = now_s
             self._patience_s = max(PATIENCE_S, self._patience_s / 2)
         same = best.splits == current.splits and best.codec == current.codec
+        self._short_s = 0.0 if holds else self._short_s + since_look_s
         faster = best.capacity_fps > (1.0 + GAIN) * kept.capacity_fps
         if not same and not holds and (faster or not self._in_time(current)):
-            return "need"
+            passing = current.limit == cost_model.RESOURCES[cost_model.LINK] and self._estimates.link.unrest > MOVING
+            if not passing or self._short_s > JUDGED_S:
+                return "need"
         saving = 0.0
         if not same and best.capacity_fps >= min(aim_fps, ENOUGH * kept.capacity_fps):
             saving = 1.0 - best.cloud_s / max(kept.cloud_s, 1e-9)
@@ -313,7 +319,7 @@ class ModelPolicy:
                 hopeful.append(option)
                 continue
             hopeful.append(uncertain.hopeful(option))
-            if uncertain.of(option) >= SURE:
+            if max(uncertain.of(option), uncertain.link_of(option)) >= SURE:
                 unsure.add((option.split, option.codec))
         probes: list[Route] = []
         while unsure and len(probes) < PROBES_AT_ONCE:
@@ -389,23 +395,24 @@ class _Uncertainty:
     def __init__(self, known: Known) -> None:
         self._payloads = known.payloads
         self._link = known.link
+        self._link_hope = 1.0 + known.link * (known.link_hope - 1.0)
         self._device = _spreads(known.costs.device_s, known.device)
         self._cloud = _spreads(known.costs.cloud_s[::-1], known.cloud[::-1])[::-1]
 
     def of(self, option: Option) -> float:
         """The largest of the three."""
         split = option.split
-        return max(self._device[split], self._payloads[split, option.codec], self._cloud[split], self._link_of(option))
+        return max(self._device[split], self._payloads[split, option.codec], self._cloud[split])
 
-    def _link_of(self, option: Option) -> float:
-        """The link's part, where the link matters to the option."""
+    def link_of(self, option: Option) -> float:
+        """That of the link, where the link matters to the option."""
         return self._link if option.use_s[cost_model.LINK] > LINK_MATTERS * option.busiest_s else 0.0
 
     def hopeful(self, option: Option) -> Option:
         """The option as good as it may be."""
         split = option.split
         device, cloud = 1.0 - HOPE * self._device[split], 1.0 - HOPE * self._cloud[split]
-        size = 1.0 - HOPE * max(self._payloads[split, option.codec], self._link)
+        size = (1.0 - HOPE * self._payloads[split, option.codec]) / self._link_hope
         use_s = list(option.use_s)
         for resource, factor in (
             (cost_model.DEVICE, device),
