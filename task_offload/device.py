@@ -27,7 +27,7 @@ from task_offload.pipeline import Pipeline
 from task_offload.runner import Kind, Runner, States, TaskErrorLog
 from task_offload.scheduling.mix import Mixer
 from task_offload.scheduling.observation import Decision, Policy, Route
-from task_offload.scheduling.step_policy import StepPolicy
+from task_offload.scheduling.policy import Goal, ModelPolicy
 from task_offload.spool import DiskSpool
 from task_offload.spooled_outbox import SpooledOutbox
 from task_offload.task import Chain, Item, load_app
@@ -273,7 +273,16 @@ class OffloadRun(_Run):
         self._find_token()  # a missing token is said before anything is opened
         self.policy: Policy | None = None
         if config.target_fps is not None:
-            self.policy = StepPolicy(chain.splits, config.split, config.target_fps)
+            self.policy = ModelPolicy(
+                Goal(
+                    chain.names,
+                    tuple(task.contract.stateful for task in chain.tasks),
+                    chain.splits,
+                    config.split,
+                    config.target_fps,
+                    max_latency_s=config.max_latency_s,
+                )
+            )
             self.decision = self.policy.start()
         else:
             self.decision = Decision({config.split: 1.0}, f"split {config.split}, as given")
@@ -410,7 +419,8 @@ class OffloadRun(_Run):
         before, self.decision = self.decision, decision
         if dict(before.shares) == dict(decision.shares) and before.codec == decision.codec:
             return
-        _print(f"split {_in_words(before.shares)} -> {_in_words(decision.shares)}: {decision.reason}")
+        if not decision.routine:
+            _print(f"split {_in_words(before.shares)} -> {_in_words(decision.shares)}: {decision.reason}")
         self.decisions.append(
             {
                 "t": round(now - self.began_at, 3),
