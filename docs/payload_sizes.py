@@ -7,50 +7,55 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from task_offload.picture import Picture
 from task_offload.runner import Kind, Runner, States
-from task_offload.task import Chain, Item, load_app
+from task_offload.task import Item, load_app
 from task_offload.wire.codec import Encoder
 
 APP = "ball_tracking_example.taskified"
 EVERY = 10  # frames: neighbours weigh the same
+COLUMNS = ("all without loss", "frame as `picture`", "and `--codec zstd`", "without the frame")
 
 
-def measure(chain: Chain, split: int) -> tuple[float, float, float]:
-    """Mean bytes of a payload: all of it without loss, with pictures as JPEG, and without its pictures."""
+def measure() -> dict[str, list[float]]:
+    """Mean bytes of a payload after each task but the last: as many figures as there are `COLUMNS`."""
+    chain = load_app(APP)
     assert chain.open_source is not None
     chain.open_source(None)
     runner, states = Runner(chain), States()
-    encoders = (Encoder(chain.payload_types, 0), Encoder(chain.payload_types, 90), Encoder(chain.payload_types, 90))
-    sizes = [0, 0, 0]
-    sequence = items = 0
-    while True:
-        item = Item("device", "0" * 32, sequence, 0.0, split)
-        outcome = runner.run(item, states, (), 0, 1)
-        if outcome.kind is Kind.FILTERED:
-            return sizes[0] / items, sizes[1] / items, sizes[2] / items
-        if sequence % EVERY == 0:
-            if split > 1:
-                outcome = runner.run(item, states, outcome.value, 1, split)
-            args: tuple[Any, ...] = outcome.value
-            without = tuple(each for each in args if not isinstance(each, Picture))
-            for place, (encoder, passed) in enumerate(zip(encoders, (args, args, without), strict=True)):
-                sizes[place] += encoder.encode(passed).size_bytes
-            items += 1
+    lossless, usual, compressing = Encoder((), 0), Encoder((), 90), Encoder((), 90, "zstd")
+    splits = range(1, len(chain.tasks))
+    totals = np.zeros((len(splits), len(COLUMNS)))
+    items = sequence = 0
+    while (outcome := runner.run(item := _item(sequence), states, (), 0, 1)).kind is not Kind.FILTERED:
         sequence += 1
+        if sequence % EVERY:
+            continue
+        items += 1
+        for split in splits:
+            if split > 1:
+                outcome = runner.run(item, states, outcome.value, split - 1, split)
+            args = outcome.value
+            without = tuple(each for each in args if not isinstance(each, Picture))
+            payloads = (lossless.encode(args), usual.encode(args), compressing.encode(args), usual.encode(without))
+            totals[split - 1] += [each.size_bytes for each in payloads]
+    return dict(zip(chain.names, (totals / items).tolist(), strict=False))
+
+
+def _item(sequence: int) -> Item:
+    return Item("device", "0" * 32, sequence, 0.0, 1)
 
 
 def main() -> None:
-    chain = load_app(APP)
-    print("| split | after | all without loss | frame as `picture` | without the frame |")
-    print("| ---: | --- | ---: | ---: | ---: |")
-    for split in chain.splits:
-        lossless, marked, without = measure(chain, split)
-        print(f"| {split} | `{chain.names[split - 1]}` | {lossless:,.0f} | {marked:,.0f} | {without:,.0f} |")
+    print("| split | after |", " | ".join(COLUMNS), "|")
+    print("| ---: | --- |", " | ".join("---:" for _ in COLUMNS), "|")
+    for split, (task, sizes) in enumerate(measure().items(), 1):
+        print(f"| {split} | `{task}` |", " | ".join(f"{size:,.0f}" for size in sizes), "|")
 
 
 if __name__ == "__main__":
