@@ -35,6 +35,7 @@ from task_offload.task import Item, load_app
 from task_offload.transport.identity import Admission, CloudIdentity, default_state_dir
 from task_offload.transport.listener import Connection, Listener, ListenerLimits
 from task_offload.transport.loopback import check_no_tls_addresses
+from task_offload.wire.compression import available_codecs
 from task_offload.wire.messages import (
     VERSION,
     Ending,
@@ -446,6 +447,7 @@ class Cloud:
             UNACKED_BYTES,
             UNACKED_ITEMS,
             *session.shares,
+            codecs=available_codecs(),
             source_differs=differs,
         )
         log.info(

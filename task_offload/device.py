@@ -36,6 +36,7 @@ from task_offload.transport.link import DeviceSession, Link
 from task_offload.transport.loopback import check_no_tls_addresses, find_token
 from task_offload.transport.tokens import Token, check_device_name
 from task_offload.wire.codec import Encoder
+from task_offload.wire.compression import available_codecs
 from task_offload.wire.messages import Costs, Ending, Totals, Welcome
 from task_offload.wire.outbox import Acked, Outbox
 
@@ -271,6 +272,8 @@ class OffloadRun(_Run):
         if not config.use_tls:
             check_no_tls_addresses(config.host)
         self._find_token()  # a missing token is said before anything is opened
+        self._codecs = available_codecs() if config.codec == "auto" else (config.codec,)
+        self._cloud_codecs = frozenset(self._codecs)
         self.policy: Policy | None = None
         if config.target_fps is not None:
             self.policy = ModelPolicy(
@@ -280,16 +283,17 @@ class OffloadRun(_Run):
                     chain.splits,
                     config.split,
                     config.target_fps,
-                    max_latency_s=config.max_latency_s,
+                    self._codecs,
+                    config.max_latency_s,
                 )
             )
             self.decision = self.policy.start()
         else:
-            self.decision = Decision({config.split: 1.0}, f"split {config.split}, as given")
+            self.decision = Decision({config.split: 1.0}, f"split {config.split}, as given", self._codecs[0])
         self.mixer = Mixer(self.decision)
         self.decisions: list[dict[str, Any]] = []
         self.spool = DiskSpool(config.spool, config.spool_limit_bytes or DISK_SPOOL_BYTES) if config.spool else None
-        self._local_route = Route(chain.splits[-1])
+        self._local_route = Route(chain.splits[-1], self._codecs[0])
         self._caught_up = True
         self._draining = False
         self._welcomed = threading.Event()
@@ -343,7 +347,7 @@ class OffloadRun(_Run):
         config = self.config
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.cores = 1 if config.emulate_cpu else min(cores, MOST_WORKERS)
-        codec = "none" if config.codec == "auto" else config.codec
+        codec = self._codecs[0]
         pipeline = Pipeline(
             self.chain,
             config.device_name,
@@ -420,7 +424,8 @@ class OffloadRun(_Run):
         if dict(before.shares) == dict(decision.shares) and before.codec == decision.codec:
             return
         if not decision.routine:
-            _print(f"split {_in_words(before.shares)} -> {_in_words(decision.shares)}: {decision.reason}")
+            codec = f", codec {before.codec} -> {decision.codec}" if before.codec != decision.codec else ""
+            _print(f"split {_in_words(before.shares)} -> {_in_words(decision.shares)}{codec}: {decision.reason}")
         self.decisions.append(
             {
                 "t": round(now - self.began_at, 3),
@@ -512,7 +517,8 @@ class OffloadRun(_Run):
     def _next_route(self) -> Route:
         if self.link.away_since is not None:
             return self._local_route  # as many tasks here as the pins allow
-        return self.mixer.next_route()
+        route = self.mixer.next_route()
+        return route if route.codec in self._cloud_codecs else Route(route.split, "none")
 
     def _wait_for_room(self) -> bool:
         """Waits until the link can take another item. While the cloud is away, its spool is the room."""
@@ -538,6 +544,8 @@ class OffloadRun(_Run):
 
     def welcomed(self, session: DeviceSession, welcome: Welcome) -> None:
         self.meters.workers, self.meters.main_share = welcome.workers, welcome.main_share
+        # A JPEG needs no package that the cloud may lack.
+        self._cloud_codecs = frozenset(name for name in self._codecs if name in welcome.codecs or ":" in name)
         if welcome.source_differs:
             log.warning("the server's app has another source than this device's; results may differ")
         log.info("connected to %s:%d", self.config.host, self.config.port)

@@ -2,8 +2,8 @@
 
 An image hardly shrinks as it is, and well as differences: each row less the row above (`diff`), of the planes green,
 blue less green, red less green (`green`), all modulo 256. What the eye sees as a change of brightness alone is then
-in one plane only. Which of the filters that a codec allows serves an array best, or none, is tried on a sample of
-it, now and then, and remembered by its place among the arguments.
+in one plane only. Which filter serves an array best, or none, is tried on a sample of it, now and then, and
+remembered by its place among the arguments.
 """
 
 from __future__ import annotations
@@ -26,12 +26,8 @@ Compress = Callable[[Array, int], "Encoded | None"]
 Decode = Callable[[memoryview, Shape, "np.dtype[Any]"], Array]
 
 _ENCODINGS = {
-    "lz4": (Encoding.LZ4,),
-    "lz4+diff": (Encoding.LZ4, Encoding.LZ4_DIFF),
-    "lz4+green": (Encoding.LZ4, Encoding.LZ4_DIFF, Encoding.LZ4_GREEN),
-    "zstd": (Encoding.ZSTD,),
-    "zstd+diff": (Encoding.ZSTD, Encoding.ZSTD_DIFF),
-    "zstd+green": (Encoding.ZSTD, Encoding.ZSTD_DIFF, Encoding.ZSTD_GREEN),
+    "lz4": (Encoding.LZ4, Encoding.LZ4_DIFF, Encoding.LZ4_GREEN),
+    "zstd": (Encoding.ZSTD, Encoding.ZSTD_DIFF, Encoding.ZSTD_GREEN),
 }
 _PACKAGES = {"lz4": ("lz4.block", "lz4"), "zstd": ("zstandard", "zstandard")}
 
@@ -86,7 +82,7 @@ def _compress(codec: str) -> Compress:
 
 
 def _require(codec: str) -> None:
-    module, package = _PACKAGES[codec.partition("+")[0]]
+    module, package = _PACKAGES[codec]
     try:
         importlib.import_module(module)
     except ImportError as error:

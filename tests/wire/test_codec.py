@@ -102,13 +102,13 @@ dtypes = st.one_of(
     hnp.unicode_string_dtypes(endianness="?", min_len=1),
     hnp.byte_string_dtypes(min_len=1),
 )
-arrays = hnp.arrays(dtypes, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=40))
+arrays = hnp.arrays(dtypes, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=8))
 
 
 @given(arrays, st.booleans())
 def test_arrays_of_every_kind_come_back(array, in_body):
-    if in_body:  # far over the size that is sent with the head
-        array = np.broadcast_to(array, (5000, *array.shape))[:: max(1, array.nbytes // 64)]
+    if in_body:  # over the size that is sent with the head
+        array = np.broadcast_to(array, (1 + 8192 // max(1, array.nbytes), *array.shape))
     (decoded,) = there_and_back((array,))
     assert same(np.ascontiguousarray(array) if array.ndim else array, decoded)
     assert decoded.flags.writeable
@@ -372,7 +372,7 @@ def deep() -> Any:
         ({(n,): n for n in range(5000)}, "dict keys"),
         ([[] for _ in range(70_000)], "containers"),
         (b"x" * (1 << 20), "limits"),
-        (np.broadcast_to(np.uint8(0), (65 << 20,)), "limits"),
+        (np.broadcast_to(np.uint8(0), (65 << 20,)), "over"),
         ([np.zeros(5000, np.uint8) for _ in range(65)], "np.concatenate"),
         (np.broadcast_to(np.uint8(0), (1 << 40,)), "over"),
         (np.zeros((0, 1 << 32)), "over"),
@@ -454,13 +454,12 @@ def test_lossless_codecs_give_the_same_arrays(codec):
     assert encoder.encode((noise,)).size_bytes < noise.nbytes + 200
 
 
-def test_filters_shrink_images_more():
+@pytest.mark.parametrize("codec", compression.available_codecs()[1:])
+def test_filters_shrink_images_more(codec):
     image = frame(noise_levels=2)
-    sizes = {codec: Encoder(codec=codec).encode((image,)).size_bytes for codec in compression.available_codecs()}
-    for name in ("lz4", "zstd"):
-        if name in sizes:
-            assert sizes[f"{name}+diff"] < 0.9 * sizes[name]
-            assert sizes[f"{name}+green"] <= sizes[f"{name}+diff"]
+    plain, diff, green = (len(compression.encode(image, each)) for each in compression._ENCODINGS[codec])
+    assert diff < 0.9 * plain
+    assert Encoder(codec=codec).encode((image,)).size_bytes < 1.1 * min(diff, green)
 
 
 def test_arrays_that_change_their_kind_are_sampled_again():
@@ -504,7 +503,7 @@ def test_a_codec_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(compression.importlib, "import_module", missing)
     assert compression.available_codecs() == ("none",)
     with pytest.raises(ConfigError, match="pip install zstandard"):
-        Encoder(codec="zstd+green")
+        Encoder(codec="zstd")
 
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
