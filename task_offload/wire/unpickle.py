@@ -56,12 +56,18 @@ _SYMBOLS = bytes.maketrans(b"\x88\x89)", b"NNN")
 _VALUE = rb"[Nh\]}\x8f]"
 _CONTAINERS = bytes(set(range(256)) - set(b"]}\x8f\x85\x86\x87tQ"))
 
-_GROWTH = re.compile(  # what is put into a list, dict or set
-    rb"(?<=\])(?:Va|\(V*e)+|(?<=\})(?:VVs|\((?:VV)*u)+|(?<=\x8f)(?:\(V*\x90)+".replace(b"V", _VALUE)
-)
-_FINISHED = re.compile(  # tuples of 1, 2, 3 and more, persistent ids
-    rb"V(?:[\x85Q]|V(?:\x86|V\x87))|\(V*t".replace(b"V", _VALUE)
-)
+# Each pattern begins with one rare symbol that a search skips to, and never looks at a stretch of values twice:
+# the time is linear in the symbols for each round.
+_GROWTH = [  # what is put into a list, dict or set: after its opening symbol, which stays
+    (re.compile(pattern.replace(b"V", _VALUE)), opening)
+    for pattern, opening in [
+        (rb"\](?:Va|\(V*e)+", b"]"),
+        (rb"\}(?:VVs|\((?:VV)*u)+", b"}"),
+        (rb"\x8f(?:\(V*\x90)+", b"\x8f"),
+    ]
+]
+# Persistent ids, tuples of 1, 2, 3 and more. Here the closing symbol is the rare one, so this reads backwards.
+_FINISHED_BACKWARDS = re.compile(rb"[Q\x85]V|\x86VV|\x87VVV|tV*\(".replace(b"V", _VALUE))
 _KEYED = re.compile(rb"\(((?:VV)*)u|(V)Vs|\((V*)\x90".replace(b"V", _VALUE))
 
 
@@ -125,6 +131,8 @@ def _add_long(data: bytes, position: int, end: int, symbols: list[bytes]) -> int
     length = int.from_bytes(data[position + 1 : begin], "little")
     if begin + length > end:
         raise ProtocolError(f"a value of {length} bytes is longer than its pickle")
+    if length <= 255 and opcode in b"XB":  # each costs a step here; the pickler has shorter opcodes
+        raise ProtocolError(f"a value of {length} bytes is not in its shortest form")
     symbols.append(b"h" if opcode in (b"\x8a", b"\x96") else b"N")
     return begin + length
 
@@ -138,15 +146,23 @@ def _prove(symbols: bytes, limits: PayloadLimits) -> None:
     keys = 0
     keyed = len(symbols) != len(symbols.translate(None, b"su\x90"))
     values = symbols.count(b"h")
+    work = 0
     for _ in range(limits.levels):
+        work += len(symbols)
+        if work > limits.proof:
+            raise ProtocolError("a payload has many values and deep nesting at once")
         if keyed and values > limits.hashed:
             keys += _keys_of_unknown_hash(symbols)
             if keys > limits.hashed:
                 raise ProtocolError(
                     f"more than {limits.hashed} dict keys and set members other than text, bytes and 64-bit numbers"
                 )
-        symbols, grown = _GROWTH.subn(b"", symbols)
-        symbols, finished = _FINISHED.subn(b"h", symbols)
+        grown = 0
+        for pattern, opening in _GROWTH:
+            symbols, count = pattern.subn(opening, symbols)
+            grown += count
+        symbols, finished = _FINISHED_BACKWARDS.subn(b"h", symbols[::-1])
+        symbols = symbols[::-1]
         values += finished
         if not grown and not finished:
             break
