@@ -64,7 +64,12 @@ CREATE TABLE sessions (
 """
 _COLUMNS: Final = 9  # of either table
 _INSERT_ITEMS: Final = ("INSERT INTO items", "ON CONFLICT DO NOTHING")
-_INSERT_SESSIONS: Final = ("INSERT OR REPLACE INTO sessions", "")
+_INSERT_SESSIONS: Final = (
+    "INSERT INTO sessions",
+    "ON CONFLICT DO UPDATE SET watermark = excluded.watermark, completed = excluded.completed,"
+    " filtered = excluded.filtered, dropped = excluded.dropped, cloud_cpu_s = excluded.cloud_cpu_s,"
+    " bytes_received = excluded.bytes_received, updated_at = excluded.updated_at",
+)
 _BOOKS: Final = (
     "SELECT watermark, completed, filtered, dropped, cloud_cpu_s, bytes_received FROM sessions"
     " WHERE device = ? AND session = ?"
@@ -239,7 +244,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _session_row(key: SessionKey, books: SessionBooks, now: float) -> tuple[Any, ...]:
-    dropped = json.dumps(dict(books.dropped))
+    dropped = json.dumps(dict(books.dropped), separators=(",", ":"))
     return *key, books.watermark, books.completed, books.filtered, dropped, books.cloud_cpu_s, books.bytes_received, now
 
 
