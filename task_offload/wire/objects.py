@@ -111,9 +111,10 @@ class _Bare:
         self._cls = cls
 
     def __call__(self, *args: Any) -> Any:
-        if args and self._cls.__new__ is object.__new__:
+        new: Any = self._cls.__new__
+        if args and new is object.__new__:
             raise ProtocolError(f"a {self._cls.__qualname__} takes no arguments")
-        return self._cls.__new__(self._cls, *args)
+        return new(self._cls, *args)
 
 
 def _from_base(make: Callable[..., Any], base: type) -> Callable[..., Any]:

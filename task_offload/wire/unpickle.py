@@ -58,17 +58,17 @@ _CONTAINERS = bytes(set(range(256)) - set(b"]}\x8f\x85\x86\x87tQ"))
 
 # Each pattern begins with one rare symbol that a search skips to, and never looks at a stretch of values twice:
 # the time is linear in the symbols for each round.
-_GROWTH = [  # what is put into a list, dict or set: after its opening symbol, which stays
-    (re.compile(pattern.replace(b"V", _VALUE)), opening)
-    for pattern, opening in [
-        (rb"\](?:Va|\(V*e)+", b"]"),
-        (rb"\}(?:VVs|\((?:VV)*u)+", b"}"),
-        (rb"\x8f(?:\(V*\x90)+", b"\x8f"),
+# What is put into a list, dict or set: after its opening symbol, which stays. The groups are keys and members.
+_GROWTH = [
+    (re.compile(pattern.replace(b"V", _VALUE)), re.compile(keys.replace(b"V", _VALUE)) if keys else None, opening)
+    for pattern, keys, opening in [
+        (rb"\](?:Va|\(V*e)+", None, b"]"),
+        (rb"\}(?:VVs|\((?:VV)*u)+", rb"\(((?:VV)*)u|(V)Vs", b"}"),
+        (rb"\x8f(?:\(V*\x90)+", rb"()\((V*)\x90", b"\x8f"),
     ]
 ]
 # Persistent ids, tuples of 1, 2, 3 and more. Here the closing symbol is the rare one, so this reads backwards.
 _FINISHED_BACKWARDS = re.compile(rb"[Q\x85]V|\x86VV|\x87VVV|tV*\(".replace(b"V", _VALUE))
-_KEYED = re.compile(rb"\(((?:VV)*)u|(V)Vs|\((V*)\x90".replace(b"V", _VALUE))
 
 
 def check(data: bytes, limits: PayloadLimits) -> None:
@@ -144,23 +144,22 @@ def _prove(symbols: bytes, limits: PayloadLimits) -> None:
     if len(symbols.translate(None, _CONTAINERS)) > limits.containers:
         raise ProtocolError(f"more than {limits.containers} containers and objects in one payload")
     keys = 0
-    keyed = len(symbols) != len(symbols.translate(None, b"su\x90"))
     values = symbols.count(b"h")
     work = 0
     for _ in range(limits.levels):
         work += len(symbols)
         if work > limits.proof:
             raise ProtocolError("a payload has many values and deep nesting at once")
-        if keyed and values > limits.hashed:
-            keys += _keys_of_unknown_hash(symbols)
-            if keys > limits.hashed:
-                raise ProtocolError(
-                    f"more than {limits.hashed} dict keys and set members other than text, bytes and 64-bit numbers"
-                )
         grown = 0
-        for pattern, opening in _GROWTH:
+        for pattern, keys_pattern, opening in _GROWTH:
+            if values > limits.hashed and keys_pattern is not None:
+                keys += _keys_of_unknown_hash(keys_pattern, symbols)
             symbols, count = pattern.subn(opening, symbols)
             grown += count
+        if keys > limits.hashed:
+            raise ProtocolError(
+                f"more than {limits.hashed} dict keys and set members other than text, bytes and 64-bit numbers"
+            )
         symbols, finished = _FINISHED_BACKWARDS.subn(b"h", symbols[::-1])
         symbols = symbols[::-1]
         values += finished
@@ -173,11 +172,12 @@ def _prove(symbols: bytes, limits: PayloadLimits) -> None:
 _prove_cached = lru_cache(maxsize=1024)(_prove)
 
 
-def _keys_of_unknown_hash(symbols: bytes) -> int:
-    return sum(
-        (items or b"")[::2].count(b"h") + (item or b"").count(b"h") + (members or b"").count(b"h")
-        for items, item, members in (match.groups() for match in _KEYED.finditer(symbols))
-    )
+def _keys_of_unknown_hash(pattern: re.Pattern[bytes], symbols: bytes) -> int:
+    keys = 0
+    for match in pattern.finditer(symbols):
+        items, others = match.groups()
+        keys += (items or b"")[::2].count(b"h") + (others or b"").count(b"h")
+    return keys
 
 
 class _Unpickler(pickle.Unpickler):

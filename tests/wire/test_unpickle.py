@@ -195,6 +195,15 @@ def test_keys_whose_hashes_a_peer_can_choose_are_bounded(keys, kind):
     assert load(dumped(kind(keys[:500]))) == kind(keys[:500])
 
 
+@pytest.mark.parametrize("last", [b"]Na", b"](Ne", b"}NNs", b"}(NNu", b"\x8f(N\x90", b")\x85", b"NQ", b"]N\x85\x85a"])
+def test_keys_are_counted_whatever_stands_beside_them(last):
+    keys = b"".join(b"K" + bytes([n % 256]) + b"M" + struct.pack("<H", n) + b"\x86" for n in range(600))
+    pairs = b"".join(b"K" + bytes([n % 256]) + b"M" + struct.pack("<H", n) + b"\x86" + last for n in range(600))
+    for program in (b"\x8f(" + keys + last + b"\x90", b"}(" + pairs + b"u", b"](" + b"}(" + pairs + b"u" + last + b"e"):
+        with pytest.raises(ProtocolError, match="dict keys and set members"):
+            unpickle.check(pickled(program), LIMITS)
+
+
 def test_keys_of_common_kinds_are_not_bounded():
     value = {n: str(n) for n in range(3000)} | {str(n): (n, n) for n in range(3000)}
     assert load(dumped(value)) == value
