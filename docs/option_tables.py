@@ -14,12 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from task_offload.config import parse_cloud, parse_device
 
-README = ROOT / "README.md"
+README = Path(__file__).resolve().parent.parent / "README.md"
 _WIDE = "1000"  # columns: each option's help on one line
 _ENTRY = re.compile(r"^  (\S.*?)(?:  +|\n +)(\S.*)$", re.MULTILINE)
 _VARIABLE = re.compile(r" \[\$(\w+)\]")
