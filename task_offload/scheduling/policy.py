@@ -21,7 +21,7 @@ from task_offload.scheduling.observation import Decision, Observation, Route
 
 TOLERANCE = 0.03  # a stretch of `JUDGED_S` seconds below the target by less than this still meets it
 JUDGED_S = 3.0
-LEAST_MARGIN, MOST_MARGIN = 0.0, 0.1  # capacity above the target that a choice aims at; more where items differ more
+LEAST_MARGIN, MOST_MARGIN = 0.0, 0.06  # capacity above the target that a choice aims at; more where items differ more
 ENOUGH = 0.98  # below this share of the target, the choice in force has to go
 GAIN = 0.05  # a change of the set of splits must save or gain at least this
 SHARE_STEP = 0.02  # smaller changes of a share are not worth a decision
@@ -36,7 +36,7 @@ PROBE_PAUSE_S = 5.0  # between probes while the target is met
 MOVING = 0.1  # a link with more unrest than this recovers as often as it falls: wait a little
 MOST_UNREST = 0.3  # of a link that moves, at most so much of its mean is not counted on
 LOOK_AROUND_S = 2.0  # between looks at all other choices, while the one in force holds
-CATCH_UP = 1.0  # of what the last seconds lacked, the shares make up for in the next as many
+CATCH_UP = 0.7  # of what the last seconds lacked, the shares make up for in the next as many
 CATCH_UP_LEAST, CATCH_UP_MOST = -0.15, 0.3
 MIN_SHARE = 0.01  # of either split of a mix
 LINK_MATTERS = 0.5  # of its busiest resource's use, an option's use of the link
