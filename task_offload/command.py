@@ -19,6 +19,10 @@ def device_command(argv: Sequence[str] | None = None) -> int:
             from task_offload.demo import run_demo
 
             return run_demo(config)
+        if config.profile:
+            from task_offload.profiling import run_profile
+
+            return run_profile(config)
         from task_offload.device import run_device
 
         return run_device(config)

@@ -57,6 +57,7 @@ class DeviceConfig:
     drain_s: float = DRAIN_S
     report: Path | None = None
     demo: bool = False
+    profile: bool = False
 
     @property
     def mode(self) -> Literal["local", "manual", "auto"]:
@@ -217,11 +218,12 @@ def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] |
         "--emulate-link", _link, None, "behave like a slower link: 20mbit or 20mbit,15ms", metavar="RATE[,DELAY]"
     )
     options.add("--report", Path, None, "write the run report", "OFFLOAD_REPORT", metavar="FILE.json")
+    options.flag("--profile", "measure the chain, print what every split would give, and stop")
     options.flag("--no-tls", "no encryption; between loopback addresses only, for measurements")
     given = parser.parse_args(argv)
     if given.demo and given.split is not None:
         raise ConfigError("--demo takes no SPLIT: it starts its own server and runs in automatic mode")
-    if given.split is not None and not given.host:
+    if given.split is not None and not given.host and not given.profile:
         raise ConfigError(
             "a split needs a server: set HOST to its address, as in  export HOST=203.0.113.7  or give --host"
         )
@@ -248,6 +250,7 @@ def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] |
         drain_s=given.drain,
         report=given.report,
         demo=given.demo,
+        profile=given.profile,
     )
 
 

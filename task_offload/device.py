@@ -265,7 +265,7 @@ class LocalRun(_Run):
 class OffloadRun(_Run):
     """The first tasks on this device, the rest in the cloud, in manual or automatic mode."""
 
-    def __init__(self, config: DeviceConfig, chain: Chain) -> None:
+    def __init__(self, config: DeviceConfig, chain: Chain, policy: Policy | None = None) -> None:
         super().__init__(config, chain)
         assert config.host is not None
         assert config.split is not None
@@ -274,8 +274,10 @@ class OffloadRun(_Run):
         self._find_token()  # a missing token is said before anything is opened
         self._codecs = available_codecs() if config.codec == "auto" else (config.codec,)
         self._cloud_codecs = frozenset(self._codecs)
-        self.policy: Policy | None = None
-        if config.target_fps is not None:
+        self.policy = policy
+        if policy is not None:
+            self.decision = policy.start()
+        elif config.target_fps is not None:
             self.policy = ModelPolicy(
                 Goal(
                     chain.names,
