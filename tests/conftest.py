@@ -1,0 +1,51 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.fault_proxy import FaultProxy
+from tests.support.processes import ROOT, Lab
+
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("OFFLOAD_", "NOTIFY_", "WATCHDOG_")) or name in ("HOST", "PORT", "STATE_DIRECTORY"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """Starts servers and devices in a folder of this test's own, and ends them after it."""
+    made = Lab(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def hand_clip() -> Path:
+    clip = SHARED / "hand_and_green_ball.mp4"
+    if not clip.exists():
+        pytest.skip("the real footage is not here (../shared/data/hand_and_green_ball.mp4)")
+    return clip
+
+
+@pytest.fixture
+def proxies() -> Iterator[Callable[..., FaultProxy]]:
+    """Makes fault proxies, and closes them after the test."""
+    made: list[FaultProxy] = []
+
+    def make(target: int, seed: int = 0, tap: bool = True) -> FaultProxy:
+        made.append(FaultProxy(target, seed, tap))
+        return made[-1]
+
+    yield make
+    for proxy in made:
+        proxy.close()
