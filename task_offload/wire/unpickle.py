@@ -11,8 +11,8 @@ for plain data, within the limits. The proof has two steps, both by regular expr
 
 1. Make one symbol of each opcode (`_symbols`). Every length is compared with what is there. Unknown opcodes end
    it.
-2. Replace each innermost container by one symbol until a single one is left (`_prove`). Each round takes away one
-   or two levels of nesting.
+2. Replace each innermost container by one symbol until a single one is left (`_prove`). A round takes away at least
+   one level of tuples and objects.
 """
 
 from __future__ import annotations
