@@ -28,6 +28,7 @@ from task_offload.spool_format import (
     RECORD_HEAD_BYTES,
     file_name,
     is_torn,
+    is_torn_segment_head,
     pack_record_head,
     pack_segment_head,
     parse_file_name,
@@ -418,7 +419,8 @@ class DiskSpool:
         file_bytes = os.fstat(file).st_size
         segment_head = read_segment_head(file, self._number, session)
         if segment_head is None:
-            self.report_damage(path, "all of it")
+            if not (newest and is_torn_segment_head(file)):
+                self.report_damage(path, "all of it")
             path.unlink()
             return
         begin = segment_head.size_bytes

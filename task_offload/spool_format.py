@@ -84,6 +84,15 @@ def read_segment_head(file: int, number: int, session: str) -> SegmentHead | Non
     return SegmentHead(meta, crc, len(raw) + len(rest))
 
 
+def is_torn_segment_head(file: int) -> bool:
+    """Whether a damaged segment head is one that a crash cut short."""
+    raw = os.pread(file, _SEGMENT_HEAD.size, 0)
+    if len(raw) < _SEGMENT_HEAD.size or not any(raw):
+        return True
+    meta_bytes = _SEGMENT_HEAD.unpack(raw)[3]
+    return meta_bytes <= MAX_META_BYTES and os.fstat(file).st_size < len(raw) + meta_bytes + _CRC.size
+
+
 def pack_record_head(segment_crc: int, sequence: int, items: int, parts: list[memoryview]) -> bytes:
     body_crc = 0
     for part in parts:

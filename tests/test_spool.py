@@ -263,6 +263,17 @@ def test_a_torn_last_message_is_cut_off_wherever_it_was_torn(folder: Path, caplo
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
+def test_a_segment_that_was_torn_as_it_began_is_no_damage(folder: Path) -> None:
+    first, path = segments_of(folder, 4)
+    whole = path.read_bytes()
+    for content in [*(whole[:kept] for kept in range(52)), bytes(len(whole))]:
+        path.write_bytes(content)
+        with DiskSpool(folder, SMALL) as spool:
+            assert sequences(spool) == [0, 1]
+            assert spool.damaged == 0
+        assert files(folder) == [first]
+
+
 def test_a_last_message_of_zeros_is_torn_too(folder: Path) -> None:
     path = segments_of(folder, 3)[-1]
     whole = path.read_bytes()

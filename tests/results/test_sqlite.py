@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -178,8 +179,8 @@ def test_a_damaged_database(tmp_path: Path) -> None:
     store.close()
     whole = path.read_bytes()
     path.write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
-    with pytest.raises(StoreError, match="damaged"):
-        SqliteStore(path).write([row(5000)], books(5001))
+    with contextlib.ExitStack() as opened, pytest.raises(StoreError, match="damaged"):
+        opened.enter_context(contextlib.closing(SqliteStore(path))).write([row(5000)], books(5001))
 
 
 def test_a_database_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
