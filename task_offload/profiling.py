@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -19,7 +18,8 @@ from task_offload.device import OffloadRun
 from task_offload.errors import OffloadError, PayloadError
 from task_offload.observe.report import write_report
 from task_offload.runner import Kind, Runner, States
-from task_offload.scheduling.cost_model import Choice, Costs, Option, Payload, cheapest, fastest, options
+from task_offload.scheduling import table
+from task_offload.scheduling.cost_model import Costs, Payload
 from task_offload.scheduling.estimates import Estimates
 from task_offload.scheduling.observation import Decision, Observation, Route
 from task_offload.task import Chain, Item, load_app
@@ -44,14 +44,20 @@ def run_profile(config: DeviceConfig) -> int:
         costs, assumed = _measure_here(config, chain, codecs)
     else:
         costs, assumed = _measure_with_cloud(config, chain, codecs)
-    found = options(costs)
-    target = config.target_fps
-    choice = (cheapest(found, target) if target is not None else None) or fastest(found)
-    names = chain.names
-    for line in _tables(names, costs, found, choice, target, assumed):
-        print(line)
+    names, target_fps = chain.names, config.target_fps
+    print(f"{assumed}\n\n{table.render(names, costs, target_fps)}")
     if config.report is not None:
-        write_report(config.report, _as_json(names, costs, found, choice, target, assumed))
+        profile = {
+            "schema": 1,
+            "mode": "profile",
+            "measured": assumed,
+            "target_fps": target_fps,
+            "link_bytes_per_s": costs.link_bytes_per_s if math.isfinite(costs.link_bytes_per_s) else None,
+            "tasks": table.task_rows(names, costs),
+            "splits": table.split_rows(costs, target_fps),
+            "choice": table.choice_row(costs, target_fps),
+        }
+        write_report(config.report, profile)
     return 0
 
 
@@ -175,89 +181,3 @@ def _measure_with_cloud(config: DeviceConfig, chain: Chain, codecs: tuple[str, .
     if status:
         raise OffloadError("the session did not end well, so there is no profile")
     return visitor.estimates.known(routes).costs, f"measured on {items} items with {config.host}:{config.port}"
-
-
-def _tables(
-    names: tuple[str, ...], costs: Costs, found: list[Option], choice: Choice, target: float | None, assumed: str
-) -> list[str]:
-    width = max(len(name) for name in names)
-    lines = [assumed, "", f"   {'task':{width}}  device ms  cloud ms  survive"]
-    for number, name in enumerate(names, 1):
-        i = number - 1
-        lines.append(
-            f"{number:2} {name:{width}}  {costs.device_s[i] * 1e3:9.3f} {costs.cloud_s[i] * 1e3:9.3f}"
-            f"  {costs.survival[i]:6.1%}"
-        )
-    lines += ["", "split  codec     payload kB  encode ms  decode ms |    FPS  latency ms  cloud ms  the limit is"]
-    taken = choice.shares
-    for option in found:
-        payload = costs.payloads[option.split, option.codec]
-        mark = "*" if option.split in taken and option.codec == choice.codec else " "
-        lines.append(
-            f"{option.split:4} {mark} {option.codec:8} {payload.size_bytes / 1e3:11.1f} {payload.encode_s * 1e3:10.3f}"
-            f" {payload.decode_s * 1e3:10.3f} | {_fps(option, costs):6.1f} {option.latency_s * 1e3:11.1f}"
-            f" {option.cloud_s * 1e3:9.3f}  {_limit(option, costs)}"
-        )
-    return [*lines, "", _in_words(choice, costs, target)]
-
-
-def _fps(option: Option | Choice, costs: Costs) -> float:
-    return min(option.capacity_fps, costs.source_rate)
-
-
-def _limit(option: Option, costs: Costs) -> str:
-    choice = Choice(option, option, 1.0, option.cloud_s, option.capacity_fps)
-    return "source" if option.capacity_fps > costs.source_rate else choice.limit
-
-
-def _in_words(choice: Choice, costs: Costs, target: float | None) -> str:
-    splits = " + ".join(f"split {split} ({share:.0%})" for split, share in sorted(choice.shares.items()))
-    what = f"{splits} with codec {choice.codec}: {_fps(choice, costs):.1f} FPS, {choice.cloud_s * 1e3:.2f} ms of cloud"
-    if target is None:
-        return f"* the fastest: {what} time an item; give a TARGET to see the cheapest"
-    if _fps(choice, costs) < target:
-        return f"* no split reaches {target:g} FPS; the fastest: {what} time an item; the limit is the {choice.limit}"
-    return f"* the cheapest that meets {target:g} FPS: {what} time an item"
-
-
-def _as_json(
-    names: tuple[str, ...], costs: Costs, found: list[Option], choice: Choice, target: float | None, assumed: str
-) -> Mapping[str, Any]:
-    link = costs.link_bytes_per_s
-    return {
-        "schema": 1,
-        "mode": "profile",
-        "measured": assumed,
-        "target_fps": target,
-        "link_bytes_per_s": None if math.isinf(link) else link,
-        "tasks": [
-            {
-                "name": name,
-                "device_ms": costs.device_s[i] * 1e3,
-                "cloud_ms": costs.cloud_s[i] * 1e3,
-                "survival": costs.survival[i],
-            }
-            for i, name in enumerate(names)
-        ],
-        "splits": [
-            {
-                "split": option.split,
-                "codec": option.codec,
-                "payload_bytes": costs.payloads[option.split, option.codec].size_bytes,
-                "encode_ms": costs.payloads[option.split, option.codec].encode_s * 1e3,
-                "decode_ms": costs.payloads[option.split, option.codec].decode_s * 1e3,
-                "fps": _fps(option, costs),
-                "latency_ms": option.latency_s * 1e3,
-                "cloud_ms": option.cloud_s * 1e3,
-                "limit": _limit(option, costs),
-            }
-            for option in found
-        ],
-        "choice": {
-            "shares": {str(split): share for split, share in sorted(choice.shares.items())},
-            "codec": choice.codec,
-            "fps": _fps(choice, costs),
-            "cloud_ms": choice.cloud_s * 1e3,
-            "limit": choice.limit,
-        },
-    }
