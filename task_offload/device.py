@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -26,7 +27,7 @@ from task_offload.observe.watchdog import Watchdog
 from task_offload.pipeline import Pipeline
 from task_offload.runner import Kind, Runner, States, TaskErrorLog
 from task_offload.scheduling.mix import Mixer
-from task_offload.scheduling.observation import Decision, Policy, Route
+from task_offload.scheduling.observation import Policy, Route
 from task_offload.scheduling.policy import Goal, ModelPolicy
 from task_offload.spool import DiskSpool
 from task_offload.spooled_outbox import SpooledOutbox
@@ -274,24 +275,25 @@ class OffloadRun(_Run):
         self._find_token()  # a missing token is said before anything is opened
         self._codecs = available_codecs() if config.codec == "auto" else (config.codec,)
         self._cloud_codecs = frozenset(self._codecs)
-        self.policy = policy
+        self.model: ModelPolicy | None = None
         if policy is not None:
+            self.policy = policy
             self.decision = policy.start()
-        elif config.target_fps is not None:
-            self.policy = ModelPolicy(
+        else:
+            # In manual mode the split is the user's; the codec is chosen, and predictions stand beside the measured.
+            self.model = ModelPolicy(
                 Goal(
                     chain.names,
                     tuple(task.contract.stateful for task in chain.tasks),
-                    chain.splits,
+                    chain.splits if config.target_fps is not None else (config.split,),
                     config.split,
-                    config.target_fps,
+                    config.target_fps or math.inf,
                     self._codecs,
                     config.max_latency_s,
                 )
             )
+            self.policy = self.model
             self.decision = self.policy.start()
-        else:
-            self.decision = Decision({config.split: 1.0}, f"split {config.split}, as given", self._codecs[0])
         self.mixer = Mixer(self.decision)
         self.decisions: list[dict[str, Any]] = []
         self.spool = DiskSpool(config.spool, config.spool_limit_bytes or DISK_SPOOL_BYTES) if config.spool else None
@@ -340,6 +342,17 @@ class OffloadRun(_Run):
         spool.begin(session.hex(), meta)
         outbox = SpooledOutbox(spool, session.hex(), limit_bytes, drop_when_full=self._newest)
         return earlier, DeviceSession(session, outbox)
+
+    def describe(self, shares: Mapping[str, float]) -> str:
+        """What runs where, and what the model says of it."""
+        splits = " + ".join(f"{split} ({share:.0%})" if len(shares) > 1 else split for split, share in shares.items())
+        predicted = self.model.predict() if self.model is not None else None
+        if predicted is None or self.link.away_since is not None:
+            return f", split {splits or '-'}"
+        rate = self._source_rate()
+        fps = min(predicted.capacity_fps, rate or math.inf)
+        limit = "source" if fps < predicted.capacity_fps else predicted.limit
+        return f", split {splits or '-'} (the model: {fps:.4g} FPS, limited by the {limit})"
 
     def _find_token(self) -> Token | None:
         assert self.config.host is not None
@@ -416,8 +429,6 @@ class OffloadRun(_Run):
             1024, self.link.away_since is not None,
         )  # fmt: skip
         self._link_busy_before = link_busy
-        if self.policy is None:
-            return
         decision = self.policy.decide(observation)
         if decision is None:
             return

@@ -109,6 +109,13 @@ class ModelPolicy:
         (split,) = self._shares
         return Decision({split: 1.0}, f"starting with split {split}", self._codec)
 
+    def predict(self) -> Choice | None:
+        """What the model says of the choice in force; None before the first observation."""
+        if not self._estimates.now_s:
+            return None
+        in_force = [(split, self._codec) for split in sorted(self._shares)]
+        return self._current(cost_model.options(self._estimates.known(in_force).costs))
+
     def decide(self, observation: Observation) -> Decision | None:
         now_s = observation.now_s
         if observation.in_local_outage:
@@ -369,7 +376,9 @@ class ModelPolicy:
             if new.codec != old.codec:
                 parts.append(f"payloads encoded with {new.codec} instead of {old.codec}")
         device_ms = 1e3 * old.use_s[cost_model.DEVICE]
-        if new.capacity_fps < ENOUGH * demand_fps:
+        if math.isinf(demand_fps):
+            parts.append(f"this is fastest; the limit is the {new.limit}")
+        elif new.capacity_fps < ENOUGH * demand_fps:
             parts.append(f"no split reaches {demand_fps:.3g} FPS, this one is fastest; the limit is the {new.limit}")
         elif why == "need" and old.limit == "device":
             parts.append(

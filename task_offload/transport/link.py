@@ -155,7 +155,7 @@ class Link:
         self._sleeping = False
         self._abandoned = False
         self._hurry = False
-        self._said: str | None = None
+        self._said: set[str] = set()  # reasons that were logged since the last connection
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._waker, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name="link", daemon=True)
@@ -260,8 +260,8 @@ class Link:
                 self.away_since = self._clock()
             self._note_busy(session)
             self.condition.notify_all()
-        if reason != self._said:
-            self._said = reason
+        if reason not in self._said:
+            self._said.add(reason)
             log.warning("no connection to %s:%d: %s; trying again until there is one", *self._address, reason)
         self._events.away(reason)
 
@@ -464,7 +464,7 @@ class Link:
         talk.liveness = Liveness(welcome.heartbeat_s, welcome.silence_s, now)
         talk.side.sent(session.sent_to)
         self.connections += 1
-        self._said = None
+        self._said.clear()
         with self.condition:
             if self.away_since is not None:
                 self.away_s += now - self.away_since
