@@ -23,7 +23,7 @@ from task_offload.agreement import chain_spec
 from task_offload.config import CloudConfig
 from task_offload.engines import make_engine
 from task_offload.engines.base import Done, Lane, TaskTimeoutError, Unit
-from task_offload.errors import LinkError, OffloadError, ProtocolError
+from task_offload.errors import ConfigError, LinkError, OffloadError, ProtocolError
 from task_offload.observe.cloud_costs import CloudCosts, Shares
 from task_offload.observe.report import write_report
 from task_offload.observe.watchdog import Watchdog
@@ -33,8 +33,9 @@ from task_offload.results.specs import open_results
 from task_offload.runner import Kind, Outcome, Runner, TaskErrorLog
 from task_offload.task import Item, load_app
 from task_offload.transport.identity import Admission, CloudIdentity, default_state_dir
-from task_offload.transport.listener import Connection, Listener, ListenerLimits
+from task_offload.transport.listener import Connection, Listener, ListenerLimits, one_line
 from task_offload.transport.loopback import check_no_tls_addresses
+from task_offload.transport.tokens import check_device_name
 from task_offload.wire.compression import available_codecs
 from task_offload.wire.messages import (
     VERSION,
@@ -58,7 +59,9 @@ PAUSE_ITEMS = 4 * UNACKED_ITEMS  # a device that sends more than it may is not r
 COSTS_EVERY_S = 0.5
 FORGET_AFTER_S = 24 * 3600.0  # a session without a connection: its tasks' state is dropped then, not its books
 MAX_REPORTED_SESSIONS = 10_000
+MAIN_BATCH = 256  # items that are handed to the recorder at once, some 5 ms of work where the last task is quick
 COME_BACK_S = 2.0  # what a stopping server tells its devices
+MOST_ACKED = 2**62  # a device's word; the store's sequences end at 2**63
 
 
 class CloudSession:
@@ -388,6 +391,14 @@ class Cloud:
                 "install the same release on both sides",
             )  # fmt: skip
             return
+        try:
+            hello = replace(hello, device=check_device_name(hello.device))
+        except ConfigError as error:
+            self._listener.refuse(connection, Refusal.PROTOCOL, str(error))
+            return
+        if hello.acked > MOST_ACKED:
+            self._listener.refuse(connection, Refusal.PROTOCOL, f"{hello.acked} acknowledged items make no sense")
+            return
         admission: Admission | None = None
         if self._identity is not None:
             admission = self._identity.admit(hello.device, hello.secret, connection.address)
@@ -465,6 +476,8 @@ class Cloud:
         if type(event) is Arrived:
             self._take_item(connection, session, event)
         elif isinstance(event, EndingRange):
+            if not event.detail.isprintable():
+                event = replace(event, detail=one_line(event.detail))
             self._take_endings(session, event)
         elif isinstance(event, Load):
             session.load = event

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 READ_BUDGET_BYTES = 1024 * 1024  # of one connection before the others have their turn
 TICK_S = 0.25
+LINE_CHARACTERS = 500  # of what a peer has to say, in the log
 
 
 @dataclass(frozen=True)
@@ -355,7 +356,7 @@ class Listener:
                 elif isinstance(event, Hello):
                     self._handler.greeted(connection, event)
                 elif isinstance(event, RefusalMessage):
-                    self._close(connection, event.message)
+                    self._close(connection, one_line(event.message))
                 else:
                     self._handler.arrived(connection, event)
                 if connection.closed:
@@ -447,6 +448,7 @@ class Listener:
 
     def _say(self, connection: Connection, text: str) -> None:
         """One line about a peer, unless it has caused too many already."""
+        text = one_line(text)
         self._lines[connection.address] += 1
         lines = self._lines[connection.address]
         if lines < self._limits.log_lines_per_minute:
@@ -455,6 +457,12 @@ class Listener:
             log.warning(
                 "connection from %s %s (more from there is only counted for a minute)", connection.address, text
             )
+
+
+def one_line(text: str) -> str:
+    """Text of a peer, so that it cannot forge a line of the log, nor reach a terminal's controls."""
+    text = text[:LINE_CHARACTERS]
+    return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _listen(host: str, port: int) -> socket.socket:
