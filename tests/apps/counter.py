@@ -41,6 +41,7 @@ def keep_most(number, squared):
 
 
 def label(number, squared):
+    say("label", number)
     _wait("WORK_GATE")
     return True, {"number": number, "label": f"{number}:{squared}"}
 

@@ -1,0 +1,88 @@
+"""A device's link, alone, against a scripted server."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+
+from task_offload.transport.link import DeviceSession, Link
+from task_offload.transport.tokens import Token
+from task_offload.wire.messages import ChainSpec, Costs, TaskSpec, Totals, Welcome
+from task_offload.wire.outbox import Acked
+
+CHAIN = ChainSpec((TaskSpec("first"), TaskSpec("last")))
+PATIENCE_S = 20.0
+
+
+class Heard:
+    """What the link told."""
+
+    def __init__(self) -> None:
+        self.condition = threading.Condition()
+        self.welcomes: list[Welcome] = []
+        self.acked: list[Acked] = []
+        self.totals: list[Totals] = []
+        self.costs: list[Costs] = []
+        self.reasons: list[str] = []
+        self.sent_bytes = 0
+
+    def _tell(self) -> None:
+        with self.condition:
+            self.condition.notify_all()
+
+    def welcomed(self, session: DeviceSession, welcome: Welcome) -> None:
+        self.welcomes.append(welcome)
+        self._tell()
+
+    def learned(self, session: DeviceSession, acked: list[Acked], totals: Totals) -> None:
+        self.acked += acked
+        self.totals.append(totals)
+        self._tell()
+
+    def cost(self, costs: Costs) -> None:
+        self.costs.append(costs)
+        self._tell()
+
+    def sent(self, size_bytes: int, busy_s: float) -> None:
+        self.sent_bytes += size_bytes
+
+    def away(self, reason: str) -> None:
+        self.reasons.append(reason)
+        self._tell()
+
+    def wait_for(self, what: str, times: int = 1) -> None:
+        """Waits until so many entries are in one of the lists."""
+        with self.condition:
+            assert self.condition.wait_for(lambda: len(getattr(self, what)) >= times, PATIENCE_S), (what, self.__dict__)
+
+
+def make_link(port: int, heard: Heard, tls: bool = False, token: Token | None = None, **more: object) -> Link:
+    """A link to a port on loopback, not started. Its waits between connections are the shortest."""
+    session = DeviceSession(bytes(range(16)))
+    return Link(
+        ("127.0.0.1", port), "device", CHAIN, lambda: token, [session], heard, tls, rng=_Shortest(), **more
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+class _Shortest(random.Random):
+    def uniform(self, a: float, b: float) -> float:
+        return 0.01
+
+
+def try_once(listening: socket.socket, speech: bytes, tls: bool) -> str:
+    """Lets a link connect to a server that says this and closes. Returns why the link gave the connection up."""
+    heard = Heard()
+    link = make_link(listening.getsockname()[1], heard, tls, Token("device", bytes(32), bytes(32)) if tls else None)
+    link.start()
+    listening.settimeout(PATIENCE_S)
+    try:
+        sock, _ = listening.accept()
+        with sock:
+            sock.sendall(speech)
+            sock.shutdown(socket.SHUT_WR)
+            heard.wait_for("reasons")
+    finally:
+        link.abandon()
+        assert link.join(PATIENCE_S)
+    return heard.reasons[0]
