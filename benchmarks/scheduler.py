@@ -4,7 +4,7 @@
     python3 benchmarks/scheduler.py --seeds 5 --plots out   more luck, and plots (needs matplotlib)
     python3 benchmarks/scheduler.py --worlds link --all     worlds by name, and every fixed split
 
-Links are replayed from the CSV files of seconds and Mbit/s in --traces; look-alikes take their place where there are none.
+Links are replayed from the CSV files of seconds and Mbit/s in --traces; where there are none, look-alikes serve.
 """
 
 from __future__ import annotations
@@ -132,16 +132,19 @@ def print_summary(found: dict[str, dict[str, float]]) -> None:
             f"{each['p95_ms']:>7.0f}{each['p99_ms']:>8.0f}{each['overhead_us']:>9.1f}{each['overhead_worst_us']:>7.1f}"
         )
     print(
-        "\nmet: windows of 5 s with at least 97 % of the target, of those in which the oracle can meet it. cost: cloud CPU"
-        "\nan item, as a multiple of the mixing oracle's; x all: as a share of all-cloud. speed: where the target is out of"
-        "\nreach, throughput as a share of the fastest. conv: starts and changes after which at most 2 switches led to windows"
-        "\nthat stay good; never: those after which none did. Switches and flips: worlds in which nothing moves."
+        "\nmet: windows of 5 s with at least 97 % of the target, of those in which the oracle can meet it."
+        "\ncost: cloud CPU an item, as a multiple of the mixing oracle's; x all: as a share of all-cloud."
+        "\nspeed: where the target is out of reach, throughput as a share of the fastest."
+        "\nconv: starts and changes after which at most 2 switches led to windows that stay good; windows: how"
+        "\nmany it took (median); never: those after which none did."
+        "\nsw/min (mean, worst) and flips: in worlds in which nothing moves."
     )
 
 
 def print_worlds(rows: Sequence[tuple[World, str, Score, float, int, float]]) -> None:
     print(
-        f"\n{'world':<34}{'met':>7}{'cost':>7}{'single':>8}{'speed':>7}{'sw/min':>8}{'flips':>6}{'p95 ms':>8}{'us/item':>9}"
+        f"\n{'world':<34}{'met':>7}{'cost':>7}{'single':>8}{'speed':>7}{'sw/min':>8}{'flips':>6}{'p95 ms':>8}"
+        f"{'us/item':>9}"
     )
     grouped = defaultdict(list)
     for row in rows:
@@ -165,9 +168,7 @@ def print_worlds(rows: Sequence[tuple[World, str, Score, float, int, float]]) ->
 
 def print_hindsight(rows: Sequence[tuple[World, str, Score, float, int, float]]) -> None:
     """Whether a fixed split that nobody could have known before would have done as well for less."""
-    print(
-        "\nfixed splits that met the target as often as the model and cost less cloud CPU, each world's best in hindsight:"
-    )
+    print("\nfixed splits that met the target as often as the model and cost less cloud CPU, best in hindsight:")
     by_world: dict[str, dict[str, list[Score]]] = defaultdict(lambda: defaultdict(list))
     for world, name, score, *_ in rows:
         by_world[world.name][name].append(score)
@@ -198,10 +199,10 @@ def print_fleet(devices: int, seed: int) -> None:
     runs = laboratory.run_fleet(world, devices, seed)
     scores = [laboratory.judge(run) for run in runs]
     tail = [run for run in runs for window in run.windows[-1:] if window.fps >= laboratory.MEETS * world.target_fps]
+    met, switches = mean(s.met_share for s in scores), mean(s.switches_per_minute for s in scores)
     print(
-        f"\n{devices} devices on one cloud, whose workers fall to 40 % and recover: met {mean(s.met_share for s in scores):.1%}"
-        f" of feasible windows, {mean(s.switches_per_minute for s in scores):.2f} switches a minute and device,"
-        f" {len(tail)} of {devices} meet the target at the end"
+        f"\n{devices} devices on one cloud, whose workers fall to 40 % and recover: met {met:.1%} of feasible windows,"
+        f" {switches:.2f} switches a minute and device, {len(tail)} of {devices} meet the target at the end"
     )
 
 
@@ -250,6 +251,10 @@ def plot_timeline(world: World, folder: Path, seed: int) -> Path:
     bottom.set_ylabel("cloud CPU, ms an item")
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("seconds")
+    for change, words in world.changes:
+        top.text(
+            change + 0.005 * world.duration_s, 0.97, words, transform=top.get_xaxis_transform(), va="top", fontsize=8
+        )
     for axis in axes:
         for change in world.changes_s:
             axis.axvline(change, color="black", linewidth=0.6, alpha=0.4)
@@ -287,7 +292,8 @@ def plot_summary(rows: Sequence[tuple[World, str, Score, float, int, float]], fo
         axis.scatter(each["cost_share"], 100 * each["met"], color=colours[name], s=130, edgecolors="black", zorder=3)
         axis.annotate(
             "this scheduler" if name == "model" else name, (each["cost_share"], 100 * each["met"]),
-            xytext=(9, 7), textcoords="offset points", fontsize=10, weight="bold" if name == "model" else "normal", zorder=4,
+            xytext=(9, 7), textcoords="offset points", fontsize=10, zorder=4,
+            weight="bold" if name == "model" else "normal",
         )  # fmt: skip
     feasible = [score for _, _, score, *_ in grouped["model"] if score.feasible]
     oracle = statistics.fmean(score.oracle_s / score.all_cloud_s for score in feasible)

@@ -204,9 +204,9 @@ class Estimates:
         self._add_device(observation, keep)
         self._add_cloud(observation, keep)
         for i, (here, there) in enumerate(zip(observation.device, observation.cloud, strict=True)):
-            items = here.items + there.items
-            if items:
-                self.stepped |= self._survival[i].add(here.survived + there.survived, items, self.now_s, keep)
+            items, survived = here.items + there.items, here.survived + there.survived
+            if items and (survived < items or self._survival[i].value < 1.0):  # most tasks never filter
+                self.stepped |= self._survival[i].add(survived, items, self.now_s, keep)
         self._add_link(observation)
         self._add_trip(observation)
         self._add_source(observation)
@@ -304,16 +304,28 @@ class Estimates:
         """Every allowed split with every allowed codec."""
         return self._routes
 
-    def known(self, routes: Sequence[tuple[int, str]]) -> Known:
-        """The costs as they are believed now, with the payloads of these splits and codecs."""
-        last = self._last
-        assert last is not None, "known() is asked after the first observation"
-        now_s, efficiency = self.now_s, self._efficiency
+    def costs(self, routes: Sequence[tuple[int, str]]) -> Costs:
+        """The costs of splits and codecs that are in force, and so measured where they run: the quick way."""
         ratio = self._speed_ratio()
+        device_s = [a.value if a.count else b.value * ratio for a, b in zip(self._device, self._cloud, strict=True)]
+        cloud_s = [b.value if b.count else a.value / ratio for a, b in zip(self._device, self._cloud, strict=True)]
+        return self._costs(device_s, cloud_s, self._known_payloads(routes, ratio)[0])
+
+    def known(self, routes: Sequence[tuple[int, str]]) -> Known:
+        """The costs of these splits and codecs as they are believed now, measured or not, and how uncertain they are."""
+        now_s, ratio = self.now_s, self._speed_ratio()
         device_s, device_spread = _either(self._device, self._cloud, ratio, now_s)
         cloud_s, cloud_spread = _either(self._cloud, self._device, 1.0 / ratio, now_s)
         payloads, payload_spread = self._known_payloads(routes, ratio)
-        costs = Costs(
+        costs = self._costs(device_s, cloud_s, payloads)
+        return Known(costs, device_spread, cloud_spread, payload_spread, self.link.spread(now_s), self.link.hope)
+
+    def _costs(
+        self, device_s: Sequence[float], cloud_s: Sequence[float], payloads: dict[tuple[int, str], Payload]
+    ) -> Costs:
+        last, efficiency = self._last, self._efficiency
+        assert last is not None, "costs are asked for after the first observation"
+        return Costs(
             device_s=device_s,
             cloud_s=cloud_s,
             survival=[min(1.0, mean.value) if mean.count else 1.0 for mean in self._survival],
@@ -327,7 +339,6 @@ class Estimates:
             window=max(1, last.window),
             source_rate=self.source_rate,
         )
-        return Known(costs, device_spread, cloud_spread, payload_spread, self.link.spread(now_s), self.link.hope)
 
     def _speed_ratio(self) -> float:
         """How many times longer than the cloud the device takes, from the tasks that ran on both."""

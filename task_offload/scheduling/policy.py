@@ -114,7 +114,7 @@ class ModelPolicy:
         if not self._estimates.now_s:
             return None
         in_force = [(split, self._codec) for split in sorted(self._shares)]
-        return self._current(cost_model.options(self._estimates.known(in_force).costs))
+        return self._current(cost_model.options(self._estimates.costs(in_force)))
 
     def decide(self, observation: Observation) -> Decision | None:
         now_s = observation.now_s
@@ -129,12 +129,12 @@ class ModelPolicy:
                 del self._pending[route]
                 self._looked_s = -math.inf
         in_force = [(split, self._codec) for split in sorted(self._shares)]
-        current = self._current(cost_model.options(estimates.known(in_force).costs))
+        current = self._current(cost_model.options(estimates.costs(in_force)))
         demand_fps = min(self._goal.target_fps, estimates.source_rate)
         aim_fps = demand_fps * (1.0 + self._margin())
         fps = self._check(observation, current, aim_fps)
         kept = self._kept(current, aim_fps, None)
-        trimmed = self._kept(current, aim_fps, fps)
+        trimmed = kept if fps is None else self._kept(current, aim_fps, fps)
         holds = kept.capacity_fps >= ENOUGH * demand_fps and self._in_time(current)
         worse = not holds and kept.capacity_fps < (1.0 - TOLERANCE) * self._looked_fps
         if not (worse or estimates.stepped) and now_s - self._looked_s < LOOK_AROUND_S:

@@ -65,7 +65,7 @@ class World:
         outages: (from, to) seconds in which the cloud is away.
         device_noise, cloud_noise, size_noise: relative standard deviation of one item.
         quota: the device's slowness comes in stalls (a CPU quota), so that few items carry most of the time.
-        changes_s: when something steps, so that convergence is measured from there.
+        changes: when something steps, and what, in words: convergence is measured from there.
         steady: nothing moves, so that every flip is the policy's fault.
     """
 
@@ -93,9 +93,13 @@ class World:
     cloud_noise: float = 0.15
     size_noise: float = 0.05
     quota: bool = False
-    changes_s: tuple[float, ...] = ()
+    changes: tuple[tuple[float, str], ...] = ()
     steady: bool = True
     duration_s: float = 900.0
+
+    @property
+    def changes_s(self) -> tuple[float, ...]:
+        return tuple(second for second, _ in self.changes)
 
     def link_bytes_per_s(self, second: float) -> float:
         """The link's rate at a second, outages aside."""
@@ -274,20 +278,26 @@ def worlds(traces: Mapping[str, Steps] | None = None) -> tuple[World, ...]:
               source_fps=12.0, codecs=ALL_CODECS),
         # Steps, and slow changes.
         World("quota halves and recovers", SYNTHETIC, 25.0, ((0, 3.0), (third, 6.0), (2 * third, 3.0)),
-              link_mbit=always(60), quota=True, changes_s=(third, 2 * third), steady=False),
+              link_mbit=always(60), quota=True,
+              changes=((third, "the device's quota halves"), (2 * third, "it recovers")), steady=False),
         World("link falls to a fifth", SYNTHETIC, 20.0, always(PI_4), codecs=ALL_CODECS,
-              link_mbit=((0, 40.0), (third, 8.0), (2 * third, 40.0)), changes_s=(third, 2 * third), steady=False),
+              link_mbit=((0, 40.0), (third, 8.0), (2 * third, 40.0)),
+              changes=((third, "the link falls to a fifth"), (2 * third, "it recovers")), steady=False),
         World("traffic, device is shared", TRAFFIC, 12.0, ((0, 2.0), (third, 4.5), (2 * third, 2.0)),
-              link_mbit=always(40), changes_s=(third, 2 * third), steady=False),
+              link_mbit=always(40),
+              changes=((third, "another program takes more than half of the device"), (2 * third, "it ends")), steady=False),
         World("thermal throttling", TRAFFIC, 12.0, ramp(150, 600, 2.0, 4.0), link_mbit=always(40), steady=False),
         World("scene changes survival", SYNTHETIC, 22.0, always(PI_4), link_mbit=always(40),
-              survival={2: ((0, 0.1), (third, 0.9), (2 * third, 0.3))}, changes_s=(third, 2 * third), steady=False),
+              survival={2: ((0, 0.1), (third, 0.9), (2 * third, 0.3))},
+              changes=((third, "nine of ten survive detect"), (2 * third, "three of ten")), steady=False),
         World("scene grows heavy", SYNTHETIC, 25.0, always(3.0), link_mbit=always(40),
-              task_scale={2: ((0, 1.0), (third, 3.0), (2 * third, 1.0))}, changes_s=(third, 2 * third), steady=False),
+              task_scale={2: ((0, 1.0), (third, 3.0), (2 * third, 1.0))},
+              changes=((third, "detect takes three times as long"), (2 * third, "as before")), steady=False),
         World("cloud is crowded", SYNTHETIC, 25.0, always(2.5), link_mbit=always(60),
-              workers=((0, 2.0), (third, 0.12), (2 * third, 2.0)), changes_s=(third, 2 * third), steady=False),
+              workers=((0, 2.0), (third, 0.12), (2 * third, 2.0)),
+              changes=((third, "others fill the cloud"), (2 * third, "they leave")), steady=False),
         World("cloud away for a minute", TRAFFIC, 12.0, always(PI_5), link_mbit=always(40), live=True, source_fps=15.0,
-              outages=((300.0, 360.0),), changes_s=(360.0,), steady=False),
+              outages=((300.0, 360.0),), changes=((360.0, "the cloud is back"),), steady=False),
         # Links that were recorded.
         World("verizon x3, traffic", TRAFFIC, 12.0, always(PI_5), link_mbit=_times(traces["verizon"], 3),
               link_repeat_s=len(traces["verizon"]), codecs=ALL_CODECS, steady=False),
