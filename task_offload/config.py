@@ -315,7 +315,8 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
         metavar="SECONDS",
     )
     options.add(
-        "--results", str, None, "where endings and results are recorded: sqlite:FILE, jsonl:FILE, none; repeatable "
+        "--results", str, None, "where endings and results are recorded: sqlite:FILE, jsonl:FILE, "
+        "mqtt://HOST, none; repeatable "
         "(default sqlite:results.sqlite)", metavar="SINK", action="append",
     )  # fmt: skip
     options.add(

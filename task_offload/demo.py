@@ -56,6 +56,8 @@ def run_demo(config: DeviceConfig) -> int:
             return run_device(config)
         finally:
             server.terminate()
+            assert server.stdout is not None
+            server.stdout.close()
             try:
                 server.wait(10)
             except subprocess.TimeoutExpired:

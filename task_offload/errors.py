@@ -9,6 +9,7 @@
     ├── RefusedError       the peer refused us, with a code (`wire.messages.Refusal`)
     ├── LinkError          a connection could not be made, or was lost
     └── StoreError         a place for results or for the spool cannot be used
+        └── SpoolFull      (`spool`) the spool has no room
 
 A message says what happened and what to do next.
 """

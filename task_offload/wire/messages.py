@@ -2,11 +2,14 @@
 
 A message is a frame header, a head (small: control fields, then what describes the payload) and a body (large
 buffers, as they are). Control fields are little-endian structs of fixed size; texts are UTF-8 behind their length.
-`docs/protocol.md` is the specification, and this module follows it field by field.
+`docs/protocol.md` is the specification, and this module follows it field by field. What decodes here is within the
+limits that are stated here, so that nobody further on needs to look again.
 """
 
 from __future__ import annotations
 
+import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +20,13 @@ from task_offload.errors import ProtocolError
 
 MAGIC = b"PTOF"
 VERSION = 1
+MOST_SEQUENCE = 2**62  # SQLite holds integers of 63 bits; at 1,000 a second it takes 146 million years
 MOST_IN_RANGE = 1024  # items of one range: each becomes a row of the results
+END_OF_SEQUENCES = 2**63 - 1  # every sequence is below it: databases count with signed numbers
+MOST_NAME_BYTES = 64  # of a device
+MOST_TEXT_BYTES = 255  # of other names and of reasons: they are logged and recorded
+MOST_REFUSAL_BYTES = 2048
+LONGEST_RETRY_S = 24 * 3600.0
 
 FRAME = struct.Struct("<BBHIQ")  # kind, zero, zero, head bytes, body bytes
 ITEM = struct.Struct("<QQBB6x")  # sequence, age in microseconds, split, tag
@@ -32,6 +41,7 @@ _LOAD = struct.Struct("<ffffQ")  # CPU of the process and of the machine, memory
 _REFUSAL = struct.Struct("<Hf")  # code, seconds to come back
 _U16 = struct.Struct("<H")
 _U64 = struct.Struct("<Q")
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")  # they would forge lines in a log
 
 SOURCE_DIFFERS = 1  # flag of WELCOME
 
@@ -154,10 +164,14 @@ class Hello:
             raise ProtocolError("the peer does not speak this protocol")
         if version != VERSION:
             return Hello("", session, secret, ChainSpec(()), acked, version)
-        device = reader.text()
+        device = reader.text(MOST_NAME_BYTES)
+        if not device or acked > END_OF_SEQUENCES:
+            raise ProtocolError("a hello makes no sense")
         tasks = []
         for _ in range(reader.byte()):
             contract = reader.byte()
+            if contract > 7 or contract & 3 == 3:
+                raise ProtocolError("a task's contract is none of this version")
             tasks.append(TaskSpec(reader.text(), contract & 3, bool(contract & 4)))
         types = tuple(reader.text() for _ in range(reader.byte()))
         reader.end()
@@ -196,7 +210,7 @@ class Totals:
         for _ in range(reasons):
             reason = reader.text()
             by_reason[reason] = reader.fields(_U64)[0]
-        if sum(by_reason.values()) != dropped:
+        if sum(by_reason.values()) != dropped or completed + filtered + dropped > next_sequence:
             raise ProtocolError("an acknowledgement's books do not add up")
         return Totals(next_sequence, completed, filtered, by_reason, cpu_us)
 
@@ -247,8 +261,11 @@ class Welcome:
     def decode(head: bytes) -> Welcome:
         reader = _Reader(head)
         version, flags, heartbeat_s, silence_s, message, unacked, items, workers, main = reader.fields(_WELCOME)
-        if not (0 < heartbeat_s < silence_s < 3600) or not items or not unacked:
+        if version != VERSION:
+            raise ProtocolError(f"the cloud answered in version {version} of the protocol; this is version {VERSION}")
+        if not (0 < heartbeat_s < silence_s < 3600) or not items or not unacked or not message:
             raise ProtocolError("the cloud's limits make no sense")
+        _check_shares(workers, main)
         totals = Totals.read(reader)
         codecs = tuple(reader.text() for _ in range(reader.byte()))
         reader.end()
@@ -279,7 +296,7 @@ class EndingRange:
     newest_age_us: int = 0
 
     def encode(self) -> bytes:
-        detail = self.detail.encode()[:255].decode(errors="ignore").encode()
+        detail = _utf8(self.detail, MOST_TEXT_BYTES)
         return frame(
             Kind.ENDINGS,
             _RANGE.pack(
@@ -292,10 +309,11 @@ class EndingRange:
     def decode(head: bytes) -> EndingRange:
         reader = _Reader(head)
         first, count, ending, split, detail_bytes, oldest, newest = reader.fields(_RANGE)
-        detail = reader.utf8(detail_bytes)
+        detail = reader.utf8(detail_bytes, MOST_TEXT_BYTES)
         reader.end()
         if not 1 <= count <= MOST_IN_RANGE or ending not in (Ending.FILTERED, Ending.DROPPED) or newest > oldest:
             raise ProtocolError("a range of endings makes no sense")
+        check_sequences(first, count)
         return EndingRange(first, count, Ending(ending), split, detail, oldest, newest)
 
 
@@ -368,6 +386,9 @@ class Costs:
         task_costs = tuple(TaskBusy(*reader.fields(_TASK_COST)) for _ in range(tasks))
         payload_costs = tuple(PayloadBusy(*reader.fields(_PAYLOAD_COST)) for _ in range(payloads))
         reader.end()
+        _check_shares(workers, main_share)
+        if any(each.survived > each.items for each in task_costs):
+            raise ProtocolError("more items survived a task than it had")
         queue_us, queued, transfer_bytes, transfer_us = sums
         return Costs(workers, main_share, queue_us, queued, transfer_bytes, transfer_us, task_costs, payload_costs)
 
@@ -401,6 +422,9 @@ class Load:
         reader = _Reader(head)
         load = Load(*reader.fields(_LOAD))
         reader.end()
+        shares = load.process_cpu, load.machine_cpu, load.memory
+        if not all(0 <= each < math.inf for each in shares) or math.isinf(load.temperature_c):
+            raise ProtocolError("a load makes no sense")
         return load
 
 
@@ -419,14 +443,18 @@ class RefusalMessage:
     retry_after_s: float = 0.0
 
     def encode(self) -> bytes:
-        return frame(Kind.REFUSAL, _REFUSAL.pack(self.code, self.retry_after_s) + _text(self.message[:500]))
+        return frame(
+            Kind.REFUSAL, _REFUSAL.pack(self.code, self.retry_after_s) + _text(self.message, MOST_REFUSAL_BYTES)
+        )
 
     @staticmethod
     def decode(head: bytes) -> RefusalMessage:
         reader = _Reader(head)
         code, retry_after_s = reader.fields(_REFUSAL)
-        message = reader.text()
+        message = reader.text(MOST_REFUSAL_BYTES)
         reader.end()
+        if not 0 <= retry_after_s <= LONGEST_RETRY_S:
+            raise ProtocolError("a refusal asks to come back at a time that makes no sense")
         return RefusalMessage(code, message, retry_after_s)
 
 
@@ -447,7 +475,18 @@ def decode_bye(head: bytes) -> int:
     reader = _Reader(head)
     (next_sequence,) = reader.fields(_U64)
     reader.end()
+    check_sequences(next_sequence, 0)
     return int(next_sequence)
+
+
+def check_ping(head: bytes) -> None:
+    _Reader(head).end()
+
+
+def check_sequences(first: int, count: int) -> None:
+    """Raises ProtocolError if `count` items from `first` on reach beyond the last sequence."""
+    if first + count > END_OF_SEQUENCES:
+        raise ProtocolError(f"item {first + count - 1} is beyond the last sequence")
 
 
 def ack(totals: Totals) -> bytes:
@@ -473,13 +512,24 @@ def frame(kind: Kind, head: bytes) -> bytes:
     return FRAME.pack(kind, 0, 0, len(head), 0) + head
 
 
-def _text(text: str) -> bytes:
-    encoded = text.encode()
+def _text(text: str, most_bytes: int = MOST_TEXT_BYTES) -> bytes:
+    encoded = _utf8(text, most_bytes)
     return _U16.pack(len(encoded)) + encoded
 
 
+def _utf8(text: str, most_bytes: int) -> bytes:
+    """What may travel of a text, which may come from an error of the app: cut between characters."""
+    encoded = _CONTROL.sub(" ", text).encode(errors="replace")
+    return encoded if len(encoded) <= most_bytes else encoded[:most_bytes].decode(errors="ignore").encode()
+
+
+def _check_shares(workers: float, main_share: float) -> None:
+    if not (0 <= workers < math.inf and 0 <= main_share <= 1):
+        raise ProtocolError("the cloud's shares make no sense")
+
+
 class _Reader:
-    """Reads fields off a head. Raises ProtocolError where it is too short, too long, or no UTF-8."""
+    """Reads fields off a head. Raises ProtocolError where its size is wrong, or a text is not what it may be."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -498,7 +548,9 @@ class _Reader:
         self._at += 1
         return self._data[self._at - 1]
 
-    def utf8(self, size_bytes: int) -> str:
+    def utf8(self, size_bytes: int, most_bytes: int) -> str:
+        if size_bytes > most_bytes:
+            raise ProtocolError(f"a text of {size_bytes} bytes; at most {most_bytes} are allowed here")
         end = self._at + size_bytes
         if end > len(self._data):
             raise ProtocolError("a message is shorter than its fields")
@@ -506,11 +558,13 @@ class _Reader:
             text = bytes(self._data[self._at : end]).decode()
         except UnicodeDecodeError as error:
             raise ProtocolError("a text in a message is not UTF-8") from error
+        if _CONTROL.search(text):
+            raise ProtocolError("a text in a message has control characters")
         self._at = end
         return text
 
-    def text(self) -> str:
-        return self.utf8(self.fields(_U16)[0])
+    def text(self, most_bytes: int = MOST_TEXT_BYTES) -> str:
+        return self.utf8(self.fields(_U16)[0], most_bytes)
 
     def end(self) -> None:
         if self._at != len(self._data):

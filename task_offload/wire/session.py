@@ -8,7 +8,8 @@ A connection goes through these states on both sides, never back:
     CLOSED    nothing more is allowed
 
 `_DEVICE` and `_CLOUD` say which frames each side may get in which state; whatever is not there is an error of the
-peer. Either side may send a refusal in any state, and closes the connection after it.
+peer. Whoever will not go on with a connection sends a refusal, in any state (the device from its hello on), and
+closes it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from task_offload.errors import ProtocolError
 from task_offload.wire.framing import Frame
 from task_offload.wire.messages import (
     ITEM,
+    MOST_SEQUENCE,
     Costs,
     EndingRange,
     Hello,
@@ -28,6 +30,8 @@ from task_offload.wire.messages import (
     RefusalMessage,
     Totals,
     Welcome,
+    check_ping,
+    check_sequences,
     decode_bye,
     decode_totals,
 )
@@ -82,16 +86,22 @@ DeviceEvent = Welcome | Totals | Costs | Farewell | RefusalMessage
 
 
 class DeviceSide:
-    """What the device may receive on one connection. The cloud's books never go back."""
+    """What the device may receive on one connection. The cloud's books never go back.
 
-    def __init__(self) -> None:
+    Arguments:
+        acked: what the hello says: all below it was acknowledged on earlier connections.
+        sent: all below it was, or may have been, sent on earlier connections; None if nobody knows. Nothing from there
+            on can be acknowledged before it is sent.
+    """
+
+    def __init__(self, acked: int = 0, sent: int | None = None) -> None:
         self.state = State.GREETING
-        self._acked = 0
-        self._sent = 0
+        self._acked = acked
+        self._sent = sent
 
     def sent(self, end_sequence: int) -> None:
-        """All items below `end_sequence` were sent on this connection, or recorded before it."""
-        self._sent = max(self._sent, end_sequence)
+        """All items below `end_sequence` were sent, on this connection or an earlier one."""
+        self._sent = max(self._sent or 0, end_sequence)
 
     def leave(self) -> None:
         """The bye was sent."""
@@ -105,6 +115,7 @@ class DeviceSide:
         """
         _check(frame, _DEVICE, self.state)
         if frame.kind is Kind.PING:
+            check_ping(frame.head)
             return None
         if frame.kind is Kind.ACK:
             totals = decode_totals(frame.head)
@@ -114,8 +125,10 @@ class DeviceSide:
             return Costs.decode(frame.head)
         if frame.kind is Kind.WELCOME:
             welcome = Welcome.decode(frame.head)
+            if self._sent is None:
+                self._sent = welcome.totals.next_sequence
+            self._advance(welcome.totals)
             self.state = State.OPEN
-            self._acked = self._sent = welcome.totals.next_sequence
             return welcome
         self.state = State.CLOSED
         if frame.kind is Kind.FAREWELL:
@@ -125,6 +138,7 @@ class DeviceSide:
         return RefusalMessage.decode(frame.head)
 
     def _advance(self, totals: Totals) -> None:
+        assert self._sent is not None
         if not self._acked <= totals.next_sequence <= self._sent:
             raise ProtocolError(
                 f"the cloud acknowledged all below item {totals.next_sequence}, with {self._acked} acknowledged before "
@@ -164,6 +178,7 @@ class CloudSide:
         if kind is Kind.ITEM:
             return self._item(frame)
         if kind is Kind.PING:
+            check_ping(frame.head)
             return None
         if kind is Kind.ENDINGS:
             endings = EndingRange.decode(frame.head)
@@ -190,10 +205,13 @@ class CloudSide:
         sequence, age_us, split, tag = ITEM.unpack_from(head)
         if split not in self._splits:
             raise ProtocolError(f"a split of {split}, which this chain does not allow")
+        check_sequences(sequence, 1)
         self._follow(sequence, 1)
         return Arrived(sequence, age_us, split, tag, memoryview(head)[ITEM.size :], frame.body)
 
     def _follow(self, first: int, count: int) -> None:
+        if first + count > MOST_SEQUENCE:
+            raise ProtocolError(f"a sequence of {first} is beyond what can be recorded")
         if first < self._expected:
             raise ProtocolError(f"item {first} came where item {self._expected} was due")
         self._expected = first + count
@@ -221,6 +239,11 @@ class Liveness:
     def ping_due(self, now_s: float) -> bool:
         return now_s - self.sent_at >= self.heartbeat_s
 
-    def next_at(self) -> float:
-        """When one of them may change if nothing is sent or heard until then."""
-        return min(self.sent_at + self.heartbeat_s, self.heard_at + self.silence_s)
+    def next_at(self, blocked: bool = False) -> float:
+        """When one of them may change if nothing is sent or heard until then.
+
+        Arguments:
+            blocked: something is queued that cannot be sent now, so no ping is due however late it is.
+        """
+        gone_at = self.heard_at + self.silence_s
+        return gone_at if blocked else min(self.sent_at + self.heartbeat_s, gone_at)
