@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from queue import Empty, SimpleQueue
@@ -59,7 +59,8 @@ PAUSE_ITEMS = 4 * UNACKED_ITEMS  # a device that sends more than it may is not r
 COSTS_EVERY_S = 0.5
 FORGET_AFTER_S = 24 * 3600.0  # a session without a connection: its tasks' state is dropped then, not its books
 MAX_REPORTED_SESSIONS = 10_000
-MAIN_BATCH = 256  # items that are handed to the recorder at once, some 5 ms of work where the last task is quick
+MAIN_BATCH = 256  # items that are handed to the recorder at once, at most
+MAIN_BATCH_S = 0.005  # and how long the first of them waits for the others
 COME_BACK_S = 2.0  # what a stopping server tells its devices
 MOST_ACKED = 2**62  # a device's word; the store's sequences end at 2**63
 
@@ -68,7 +69,7 @@ class CloudSession:
     """One run of one device, across its connections.
 
     Each field belongs to one thread: `expected` to `received_bytes` to the listener's; `pending` and `next_sequence`
-    to whoever holds `lock`; `totals` is replaced by the recorder's and read by others.
+    to whoever holds the cloud's order lock; `totals` is replaced by the recorder's and read by others.
     """
 
     def __init__(self, device: str, session: bytes, books: SessionBooks) -> None:
@@ -86,8 +87,7 @@ class CloudSession:
         self.received_bytes = 0
         self.shares = (1.0, 1.0)
         self.offence: str | None = None  # a payload that may not be decoded; guarded by the cloud's lock
-        self.lock = threading.Lock()
-        self.pending: dict[int, _Step] = {}
+        self.pending: dict[int, Done | _Endings] = {}
         self.next_sequence = books.watermark  # the next sequence to hand to the main thread
         self.totals = _totals(books)
         self.bytes_received_before = books.bytes_received
@@ -112,26 +112,16 @@ class CloudSession:
         }
 
 
-class _Step:
-    """What is ready for the main thread: an item with its outcome, or a run of endings from the device."""
+class _Endings:
+    """A run of items that ended on the device, from `first` on; those before it came on an earlier connection."""
 
-    __slots__ = ("count", "done", "endings", "sequence", "session", "size_bytes")
+    __slots__ = ("count", "first", "session", "told")
 
-    def __init__(
-        self,
-        session: CloudSession,
-        sequence: int,
-        count: int = 1,
-        done: Done | None = None,
-        endings: EndingRange | None = None,
-        size_bytes: int = 0,
-    ) -> None:
+    def __init__(self, session: CloudSession, first: int, count: int, told: EndingRange) -> None:
         self.session = session
-        self.sequence = sequence
+        self.first = first
         self.count = count
-        self.done = done
-        self.endings = endings
-        self.size_bytes = size_bytes
+        self.told = told
 
 
 def _totals(books: SessionBooks) -> Totals:
@@ -167,7 +157,13 @@ class Cloud:
         self._sessions: dict[tuple[str, bytes], CloudSession] = {}
         self._newest: dict[str, CloudSession] = {}  # the session of each device that others give way to
         self._by_record: dict[SessionKey, CloudSession] = {}
-        self._steps: SimpleQueue[_Step | None] = SimpleQueue()
+        self._arrived: list[Unit] = []  # since the engine got some; the listener's thread has it
+        self._order = threading.Lock()
+        self._ready: SimpleQueue[list[Done | _Endings] | None] = SimpleQueue()
+        self._backlog: deque[Done | _Endings] = deque()  # what the main thread has taken, and not ended yet
+        self._main_cpu_ns = 0
+        self._last_task: tuple[Item, float] | None = None  # what runs on the main thread, and since when
+        self._warned: Item | None = None
         self._dirty: set[CloudSession] = set()
         self._dirty_lock = threading.Lock()
         self._over: list[dict[str, Any]] = []
@@ -188,10 +184,11 @@ class Cloud:
             self._limits,
             clock,
         )
-        self._engine = make_engine(config.engine, self._chain, config.workers, self._finished, config.task_timeout_s)
         self._watchdog = Watchdog()
         if self._identity:
             self._identity.open_loopback(self._listener.port)
+        # The last, since only `close` ends its processes.
+        self._engine = make_engine(config.engine, self._chain, config.workers, self._finished, config.task_timeout_s)
 
     @property
     def port(self) -> int:
@@ -206,7 +203,7 @@ class Cloud:
     def stop(self) -> None:
         """Makes `run` finish what has come in, and return. Safe in a signal handler."""
         self._stopping = True
-        self._steps.put(None)
+        self._ready.put(None)
 
     # -- the main thread --------------------------------------------------------------------------------------------
 
@@ -216,6 +213,7 @@ class Cloud:
         Raises:
             LinkError: the listener died of a bug, which it has logged.
         """
+        self._main_cpu_ns = thread_time_ns()
         while not self._stopping:
             self._work(0.5)
             if not self._listener.alive:
@@ -256,47 +254,78 @@ class Cloud:
     def _work(self, timeout_s: float) -> None:
         """Takes what is ready; waits for it at most so long."""
         self._watchdog.beat()
+        backlog = self._backlog
         try:
-            step = self._steps.get(timeout=timeout_s)
+            while len(backlog) < MAIN_BATCH:
+                backlog.extend(self._ready.get(timeout=0.0 if backlog else timeout_s) or ())
         except Empty:
-            return
-        if step is not None:
-            self._end(step)
+            pass
+        if backlog:
+            self._end_some()
 
-    def _end(self, step: _Step) -> None:
-        """Ends one item, or a run of them, and hands it to the recorder."""
-        if step.endings is not None:
-            for record in self._device_endings(step):
-                self._recorder.add(record)
-            return
-        assert step.done is not None
-        cpu_ns = thread_time_ns()
-        session, done = step.session, step.done
-        item, outcome = done.unit.item, done.outcome
-        last_busy_ns = None
-        if outcome.kind is Kind.CONTINUED:
-            outcome = self._runner.run(item, session.lane.states, outcome.value, self._last, self._last + 1)
-            last_busy_ns = outcome.busy_ns[0]
+    def _end_some(self) -> None:
+        """Ends items, as many as take `MAIN_BATCH_S`, and hands them to the recorder.
+
+        An item's CPU time on this thread is the last task's, and an equal part of all else that the thread did.
+        """
+        backlog = self._backlog
+        ended: list[tuple[Done, Outcome | None] | _Endings] = []
+        ends_at = self._clock() + MAIN_BATCH_S
+        tasks_ns = 0
+        while backlog and (not ended or self._clock() < ends_at):
+            each = backlog.popleft()
+            if isinstance(each, _Endings):
+                ended.append(each)
+                continue
+            last = self._run_last(each)
+            tasks_ns += last.busy_ns[0] if last is not None else 0
+            ended.append((each, last))
+        cpu_ns = thread_time_ns() - self._main_cpu_ns
+        self._main_cpu_ns += cpu_ns
+        rest_ns = max(0, cpu_ns - tasks_ns) // len(ended)
+        of_task = min(1.0, cpu_ns / tasks_ns) if tasks_ns else 0.0
+        now = self._unix_clock()
+        records: list[Record] = []
+        for entry in ended:
+            if isinstance(entry, _Endings):
+                records += self._device_endings(entry)
+                continue
+            done, last = entry
+            unit = done.unit
+            item, session = unit.item, unit.owner
+            outcome = last or done.outcome
+            last_ns = last.busy_ns[0] if last is not None else None
+            main_ns = int((last_ns or 0) * of_task) + rest_ns
+            session.costs.add(done, last_ns, main_ns)
+            ending, detail = self._ending(item, outcome, done.forbidden)
+            records.append(
+                Record(
+                    session.device,
+                    session.session,
+                    item.sequence,
+                    item.split,
+                    ending,
+                    detail,
+                    outcome.value if ending == COMPLETED else None,
+                    item.captured_at,
+                    now,
+                    (main_ns + done.cpu_ns + unit.received_ns) / 1e9,
+                    unit.size_bytes,
+                )
+            )
+        self._recorder.add_all(records)
+
+    def _run_last(self, done: Done) -> Outcome | None:
+        """Runs the last task, where an item has come so far."""
+        item, session = done.unit.item, done.unit.owner
+        outcome = None
+        if done.outcome.kind is Kind.CONTINUED:
+            self._last_task = item, self._clock()
+            outcome = self._runner.run(item, session.lane.states, done.outcome.value, self._last, self._last + 1)
+            self._last_task = None
         if item.published is not None:
             session.frame = item.published
-        ending, detail = self._ending(item, outcome, done.forbidden)
-        cpu_ns = thread_time_ns() - cpu_ns
-        session.costs.add(done, last_busy_ns, cpu_ns)
-        self._recorder.add(
-            Record(
-                session.device,
-                session.session,
-                item.sequence,
-                item.split,
-                ending,
-                detail,
-                outcome.value if ending == COMPLETED else None,
-                item.captured_at,
-                self._unix_clock(),
-                (cpu_ns + done.cpu_ns + done.unit.received_ns) / 1e9,
-                step.size_bytes,
-            )
-        )
+        return outcome
 
     def _ending(self, item: Item, outcome: Outcome, forbidden: ProtocolError | None) -> tuple[str, str | None]:
         if outcome.kind is Kind.COMPLETED:
@@ -310,53 +339,53 @@ class Cloud:
             return DROPPED, f"task_timeout: {outcome.value}"
         return DROPPED, f"task_error: {self._errors.failed(outcome, item.device, item.sequence)}"
 
-    def _device_endings(self, step: _Step) -> list[Record]:
+    def _device_endings(self, run: _Endings) -> list[Record]:
         """The records of items that ended on the device: one for a run of drops, otherwise one each."""
-        endings = step.endings
-        assert endings is not None
+        told, session = run.told, run.session
         now = self._unix_clock()
-        oldest, newest = now - endings.oldest_age_us / 1e6, now - endings.newest_age_us / 1e6
-        ending = FILTERED if endings.ending is Ending.FILTERED else DROPPED
-        # The run may begin with items that an earlier connection brought.
-        skipped = step.sequence - endings.first
-        session = step.session
-        if ending == DROPPED:
+        oldest, newest = now - told.oldest_age_us / 1e6, now - told.newest_age_us / 1e6
+        if told.ending is Ending.DROPPED:
             return [
                 Record(
-                    session.device, session.session, step.sequence, endings.split, ending, endings.detail, None,
-                    oldest, now, items=step.count,
+                    session.device, session.session, run.first, told.split, DROPPED, told.detail, None, oldest, now,
+                    items=run.count,
                 )
             ]  # fmt: skip
-        apart_s = (newest - oldest) / max(1, endings.count - 1)
+        apart_s = (newest - oldest) / max(1, told.count - 1)
         return [
             Record(
-                session.device, session.session, step.sequence + i, endings.split, ending, endings.detail, None,
-                oldest + (skipped + i) * apart_s, now,
+                session.device, session.session, sequence, told.split, FILTERED, told.detail, None,
+                oldest + (sequence - told.first) * apart_s, now,
             )
-            for i in range(step.count)
+            for sequence in range(run.first, run.first + run.count)
         ]  # fmt: skip
 
     # -- workers' threads -------------------------------------------------------------------------------------------
 
-    def _finished(self, done: Done) -> None:
-        """The engine has an outcome; it goes on when all before it of its session have."""
-        step: _Step = done.unit.owner
-        step.done = done
-        if done.forbidden is not None:
-            self._bad_payload(step.session, done.forbidden)
-        self._in_order(step)
+    def _finished(self, dones: Sequence[Done]) -> None:
+        """The engine has outcomes; each goes on when all before it of its session have."""
+        ready: list[Done | _Endings] = []
+        with self._order:
+            for done in dones:
+                unit = done.unit
+                self._in_order(unit.owner, unit.item.sequence, done, ready)
+            if ready:
+                self._ready.put(ready)
+        for done in dones:
+            if done.outcome.kind is Kind.FAILED and (error := done.forbidden) is not None:
+                self._bad_payload(done.unit.owner, error)
 
-    def _in_order(self, step: _Step) -> None:
-        session = step.session
-        with session.lock:
-            if step.sequence != session.next_sequence:
-                session.pending[step.sequence] = step
-                return
-            next_step: _Step | None = step
-            while next_step is not None:
-                self._steps.put(next_step)
-                session.next_sequence += next_step.count
-                next_step = session.pending.pop(session.next_sequence, None)
+    @staticmethod
+    def _in_order(session: CloudSession, sequence: int, step: Done | _Endings, ready: list[Done | _Endings]) -> None:
+        """Adds to `ready` what may go on now that this step has come."""
+        if sequence != session.next_sequence:
+            session.pending[sequence] = step
+            return
+        following: Done | _Endings | None = step
+        while following is not None:
+            ready.append(following)
+            session.next_sequence += following.count if isinstance(following, _Endings) else 1
+            following = session.pending.pop(session.next_sequence, None) if session.pending else None
 
     def _bad_payload(self, session: CloudSession, error: ProtocolError) -> None:
         with self._dirty_lock:
@@ -368,14 +397,11 @@ class Cloud:
 
     def _recorded(self, records: Sequence[Record], books: Mapping[SessionKey, SessionBooks]) -> None:
         """Records are on disk: their devices may forget them."""
-        for record in records:
-            session = self._by_record.get(record.key)
-            if session is not None:
-                session.recorded_bytes += record.bytes_received
         with self._dirty_lock:
             for key, each in books.items():
                 session = self._by_record.get(key)
                 if session is not None:
+                    session.recorded_bytes = each.bytes_received - session.bytes_received_before
                     session.totals = _totals(each)
                     self._dirty.add(session)
         self._listener.wake()
@@ -505,15 +531,20 @@ class Cloud:
             self._unix_clock() - arrived.age_us / 1e6,
             arrived.split,
         )
-        step = _Step(session, arrived.sequence, size_bytes=size_bytes)
         session.taken_bytes += size_bytes
-        self._engine.submit(Unit(session.lane, item, arrived.head, arrived.body, arrived.tag, step, received_ns))
+        self._arrived.append(
+            Unit(session.lane, item, arrived.head, arrived.body, arrived.tag, session, size_bytes, received_ns)
+        )
 
     def _take_endings(self, session: CloudSession, endings: EndingRange) -> None:
         known = max(0, min(endings.count, session.expected - endings.first))
         if not self._known(session, endings.first, endings.count):
             first, count = endings.first + known, endings.count - known
-            self._in_order(_Step(session, first, count, endings=endings))
+            ready: list[Done | _Endings] = []
+            with self._order:
+                self._in_order(session, first, _Endings(session, first, count, endings), ready)
+                if ready:
+                    self._ready.put(ready)
 
     def _known(self, session: CloudSession, first: int, count: int) -> bool:
         """Whether all these items came before; otherwise they count as come from now on."""
@@ -539,7 +570,10 @@ class Cloud:
             log.info("device %s is away: %s", session.device, reason)
 
     def flush(self) -> None:
-        """Acknowledges what has been recorded since."""
+        """Hands on what has come, and acknowledges what has been recorded since."""
+        if self._arrived:
+            arrived, self._arrived = self._arrived, []
+            self._engine.submit(arrived)
         if not self._dirty:
             return
         with self._dirty_lock:
@@ -583,6 +617,7 @@ class Cloud:
     def tick(self) -> None:
         """A few times a second: tells costs, closes the connections of revoked devices, forgets old sessions."""
         now = self._clock()
+        self._watch_last_task(now)
         if now - self._costs_at < COSTS_EVERY_S:
             return
         self._costs_at = now
@@ -607,6 +642,16 @@ class Cloud:
             elif now - session.last_seen > FORGET_AFTER_S:
                 self._over.append(session.report())
                 self._forget(session)
+
+    def _watch_last_task(self, now: float) -> None:
+        """It cannot be ended, and all devices wait for it; people should know."""
+        running = self._last_task
+        if running is not None and running[0] is not self._warned and now - running[1] > self._config.task_timeout_s:
+            self._warned = item = running[0]
+            log.warning(
+                "the last task has been at item %d of device %s for more than %g s; all devices wait for it",
+                item.sequence, item.device, self._config.task_timeout_s,
+            )  # fmt: skip
 
 
 def _summary(items: Mapping[str, Any]) -> str:

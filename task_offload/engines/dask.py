@@ -6,15 +6,16 @@ coordinator stays the door and the book-keeper.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from time import perf_counter_ns
 from typing import Any
 
 from task_offload.engines.base import Done, Lane, TaskTimeoutError, Unit, WorkerLostError
-from task_offload.engines.remote import Call, RemoteRunner, Reply, outcome_of
+from task_offload.engines.remote import Call, NearSide, RemoteRunner, Reply
 from task_offload.errors import ConfigError
 from task_offload.task import Chain
-from task_offload.wire.codec import BODY_ALIGNMENT, Decoder, Payload
+from task_offload.wire.codec import BODY_ALIGNMENT, Payload
 
 CONNECT_S = 10.0
 
@@ -65,19 +66,26 @@ class DaskWorker:
     """Runs units on one actor, and makes another when that one is lost."""
 
     def __init__(self, chain: Chain, client: Any, timeout_s: float) -> None:
-        self._app = chain.app
+        self._near = NearSide(chain)
         self._client = client
         self._timeout_s = timeout_s
-        self._decoder = Decoder(chain.payload_types)
         self._actor: Any = None
 
-    def run(self, unit: Unit) -> Done:
-        began_ns = perf_counter_ns()
+    def wait(self) -> None:
+        if self._actor is None:
+            self._actor = self._client.submit(DaskActor, self._near.app, actor=True, pure=False).result(
+                timeout=self._timeout_s
+            )
+
+    def run(self, units: Sequence[Unit]) -> Iterator[Done]:
+        for unit in units:
+            if (done := self._near.run_here(unit)) is None:
+                done = self._run_away(unit)
+            yield done
+
+    def _run_away(self, unit: Unit) -> Done:
+        sent_ns = perf_counter_ns()
         try:
-            if self._actor is None:
-                self._actor = self._client.submit(DaskActor, self._app, actor=True, pure=False).result(
-                    timeout=self._timeout_s
-                )
             body = unit.body if unit.body is not None else b""
             reply, buffers = self._actor.run(Call.of(unit), body).result(timeout=self._timeout_s)
         except TimeoutError:
@@ -86,13 +94,11 @@ class DaskWorker:
         except (OSError, ValueError, RuntimeError, CancelledError) as error:
             self._actor = None
             raise WorkerLostError(f"a worker of the Dask cluster was lost ({error})") from error
-        outcome = outcome_of(reply, unit.item, self._decoder, _joined(buffers))
-        unit.head, unit.body = memoryview(b""), None
-        return Done(unit, outcome, reply.decode_ns, began_ns - unit.arrived_ns, reply.cpu_ns)
+        return self._near.done(unit, reply, _joined(buffers), sent_ns)
 
     def forget(self, lane: Lane) -> None:
         if self._actor is not None:
-            self._actor.forget(id(lane))
+            self._actor.forget(lane.number)
 
     def kill(self) -> bool:
         return True  # `run` has a time limit of its own

@@ -1,7 +1,8 @@
-"""A pool of workers behind queues of sessions. In: units. Out: their outcomes; a unit that hangs or kills ends too.
+"""A pool of workers behind fair queues. In: units. Out: their outcomes; a unit that hangs or kills ends too.
 
-The lanes (sessions) that have work take turns, so one greedy device starves nobody. Where the chain keeps state in the
-cloud, a lane has one unit in work at a time, and always at the same worker if the workers keep the state.
+A worker takes several small units at once, because to hand something to another thread costs more than a small unit
+does. Where the chain keeps state in the cloud, a session's units are at one worker at a time, in order, and always at
+the same worker if the workers keep the state.
 """
 
 from __future__ import annotations
@@ -9,31 +10,39 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 
 from task_offload.engines.base import Done, Finished, Lane, TaskTimeoutError, Unit, Worker, WorkerLostError
+from task_offload.engines.fair import FairQueue
+from task_offload.errors import OffloadError
 from task_offload.runner import Kind, Outcome
 
 log = logging.getLogger(__name__)
 
+BATCH_NS = 1_000_000  # expected work of the units that a worker takes at once; a later one waits so much longer
+NEVER_NS = 1 << 62
 LOOK_S = 0.25  # between looks for units that take too long
 TRIES = 2  # of a unit whose worker dies
+CLOSE_S = 1.0  # for a worker to end what it is at
 
 
 class Pool:
     """Runs units on workers, each driven by a thread of its own.
 
     Arguments:
-        make_worker: makes a worker, on the thread that will drive it.
+        make_worker: makes a worker.
         workers: how many.
         stateful: the chain keeps state in the cloud between the first split and the last task.
         sticky: workers keep that state, so a lane stays with its worker.
-        finished: called with each outcome, on a worker's thread.
+        finished: called with outcomes, on a worker's thread.
         timeout_s: how long a unit may take.
 
     Attributes:
         abandoned: threads that hang in a task; nobody can end them.
+
+    Raises:
+        OffloadError: a worker cannot start; the message says why.
     """
 
     def __init__(
@@ -46,163 +55,237 @@ class Pool:
         timeout_s: float,
     ) -> None:
         self._make_worker = make_worker
-        self._stateful = stateful
-        self._sticky = stateful and sticky
         self._finished = finished
-        self._timeout_ns = int(timeout_s * 1e9)
-        self._condition = threading.Condition()
+        self._timeout_s = timeout_s
+        self._sticky = stateful and sticky
+        self._lock = threading.Lock()  # of the queues
         self._closed = threading.Event()
         self.abandoned = 0
-        shared: deque[Lane] = deque()
-        self._slots = [_Slot(number, deque() if self._sticky else shared) for number in range(workers)]
-        self._next_slot = 0
-        for slot in self._slots:
-            self._start(slot)
-        threading.Thread(target=self._watch, name="worker watch", daemon=True).start()
+        queues = [_Queue(stateful, self._lock) for _ in range(workers if self._sticky else 1)]
+        self._slots = [_Slot(number, queues[number % len(queues)]) for number in range(workers)]
+        made: list[Worker] = []
+        try:
+            for _ in self._slots:
+                made.append(make_worker())
+            for worker in made:
+                worker.wait()
+        except BaseException:
+            for worker in made:
+                worker.close()
+            raise
+        for slot, worker in zip(self._slots, made, strict=True):
+            self._start(slot, worker)
+        self._watcher = threading.Thread(target=self._watch, name="worker watch", daemon=True)
+        self._watcher.start()
 
-    def submit(self, unit: Unit) -> None:
-        unit.arrived_ns = perf_counter_ns()
-        lane = unit.lane
-        with self._condition:
-            lane.units.append(unit)
-            if len(lane.units) == 1 and not (self._stateful and lane.running):
-                self._take_turn(lane)
+    def submit(self, units: Sequence[Unit]) -> None:
+        now_ns = perf_counter_ns()
+        with self._lock:
+            queues = set()
+            for unit in units:
+                unit.arrived_ns = now_ns
+                queue = self._slots[self._place(unit.lane)].queue
+                queue.fair.add(unit)
+                queues.add(queue)
+            for queue in queues:
+                queue.ready.notify()
 
     def forget(self, lane: Lane) -> None:
-        with self._condition:
+        with self._lock:
             lane.units.clear()
-            if lane.slot is None:
-                return
-            slot = self._slots[lane.slot]
-            if lane in slot.turns:
-                slot.turns.remove(lane)
-            slot.forget.append(lane)
-            self._condition.notify_all()
+            if lane.slot is not None:
+                slot = self._slots[lane.slot]
+                slot.lanes -= 1
+                slot.forget.append(lane)
+                slot.queue.ready.notify()
 
     def close(self) -> None:
-        with self._condition:
-            self._closed.set()
-            self._condition.notify_all()
+        self._closed.set()
+        with self._lock:
+            for slot in self._slots:
+                slot.queue.ready.notify_all()
         for slot in self._slots:
-            slot.thread.join(1.0)
-            if slot.thread.is_alive() and slot.worker is not None:
-                slot.worker.kill()
+            slot.thread.join(CLOSE_S)
+        for slot in self._slots:
+            if slot.thread.is_alive() and slot.worker.kill():
+                slot.thread.join(CLOSE_S)
+        self._watcher.join()
 
-    def _take_turn(self, lane: Lane) -> None:
-        """Puts a lane in the queue of its worker."""
+    def _place(self, lane: Lane) -> int:
+        """The slot of a lane; where it is to stay there, the one that has the fewest lanes."""
+        if not self._sticky:
+            return 0
         if lane.slot is None:
-            lane.slot = self._next_slot
-            self._next_slot = (self._next_slot + 1) % len(self._slots)
-        self._slots[lane.slot].turns.append(lane)
-        if self._sticky:
-            self._condition.notify_all()
-        else:
-            self._condition.notify()
+            slot = min(self._slots, key=lambda each: each.lanes)
+            slot.lanes += 1
+            lane.slot = slot.number
+        return lane.slot
 
-    def _start(self, slot: _Slot) -> None:
-        slot.generation += 1
-        slot.unit = None
-        slot.thread = threading.Thread(
-            target=self._run, args=(slot, slot.generation), name=f"worker-{slot.number}", daemon=True
-        )
+    def _start(self, slot: _Slot, worker: Worker) -> None:
+        slot.worker = worker
+        slot.thread = threading.Thread(target=self._run, args=(slot, worker), name=f"worker-{slot.number}", daemon=True)
         slot.thread.start()
 
     # -- a worker's thread ------------------------------------------------------------------------------------------
 
-    def _run(self, slot: _Slot, generation: int) -> None:
-        worker = slot.worker = self._make_worker()
+    def _run(self, slot: _Slot, worker: Worker) -> None:
         try:
-            while (unit := self._take(slot, worker)) is not None:
-                done = self._work(worker, unit)
-                with self._condition:
-                    if slot.generation != generation:
-                        return  # it took too long, and another thread has this place
-                    slot.unit = None
-                    self._put_back(unit.lane)
-                self._report(done)
-                del unit, done  # memory must not wait for the next unit
+            while self._take(slot, worker):
+                self._work(slot, worker)
+                if not self._hand_over(slot, worker):
+                    return
+        except Exception:
+            log.exception("a worker failed")
         finally:
             worker.close()
 
-    def _take(self, slot: _Slot, worker: Worker) -> Unit | None:
-        with self._condition:
+    def _take(self, slot: _Slot, worker: Worker) -> bool:
+        """Waits for units, and puts the next ones into the slot. False if there will be no more."""
+        if slot.units:
+            return True  # left by a thread that hangs
+        queue = slot.queue
+        with self._lock:
             while True:
                 while slot.forget:
                     worker.forget(slot.forget.popleft())
                 if self._closed.is_set():
-                    return None
-                if slot.turns:
+                    return False
+                if units := queue.fair.take(BATCH_NS):
                     break
-                self._condition.wait()
-            lane = slot.turns.popleft()
-            unit = lane.units.popleft()
-            if self._stateful:
-                lane.running += 1
-            elif lane.units:
-                slot.turns.append(lane)
-            slot.unit, slot.since_ns = unit, perf_counter_ns()
-            return unit
+                queue.ready.wait()
+            if queue.fair:
+                queue.ready.notify()  # there is work for another one
+        with slot.lock:
+            slot.since_ns = perf_counter_ns()
+            slot.units.extend(units)
+        return True
 
-    def _put_back(self, lane: Lane) -> None:
-        if self._stateful:
-            lane.running -= 1
-            if lane.units:
-                self._take_turn(lane)
-
-    def _work(self, worker: Worker, unit: Unit) -> Done:
-        for tries in range(1, TRIES + 1):
+    def _work(self, slot: _Slot, worker: Worker) -> None:
+        """Runs the slot's units. When a worker is lost, its unit is tried again, alone; twice, and it is given up."""
+        tries = 0
+        while slot.units and not self._closed.is_set():
+            failure: Exception
             try:
-                return worker.run(unit)
-            except WorkerLostError as error:
-                log.warning("%s, with item %d of device %s", error, unit.item.sequence, unit.item.device)
-                lost = WorkerLostError(f"{error}, {tries} times with this item")
+                for done in worker.run(tuple(slot.units) if not tries else (slot.units[0],)):
+                    if not slot.ended(worker, done):
+                        return
+                    tries = 0
+                continue
             except TaskTimeoutError as error:
-                return self._failed(unit, error)
-        return self._failed(unit, lost)
+                failure = error
+            except WorkerLostError as error:
+                failure = error
+                tries += 1
+            if self._closed.is_set():
+                return
+            unit = slot.units[0]
+            slot.since_ns = NEVER_NS  # a worker may take its time to start
+            if isinstance(failure, WorkerLostError):
+                log.warning("%s, with item %d of device %s", failure, unit.item.sequence, unit.item.device)
+                if tries == TRIES:
+                    failure = WorkerLostError(f"{failure}, {tries} times with this item")
+            if tries in (0, TRIES):
+                tries = 0
+                if not slot.ended(worker, _failed(unit, failure)):
+                    return
+            self._restart(worker)
+            slot.since_ns = perf_counter_ns()
 
-    def _failed(self, unit: Unit, error: Exception) -> Done:
-        return Done(unit, Outcome(Kind.FAILED, unit.item.split, error, []), 0, 0, 0)
-
-    def _report(self, done: Done) -> None:
+    def _restart(self, worker: Worker) -> None:
         try:
-            self._finished(done)
+            worker.wait()
+        except OffloadError as error:
+            log.error("%s", error)
+
+    def _hand_over(self, slot: _Slot, worker: Worker) -> bool:
+        """Reports what the slot's units have become. False if another thread has this slot now."""
+        with slot.lock:
+            if slot.worker is not worker:
+                return False
+            dones, slot.dones = slot.dones, []
+        self._report(slot, dones)
+        return True
+
+    def _report(self, slot: _Slot, dones: Sequence[Done]) -> None:
+        with self._lock:
+            for done in dones:
+                slot.queue.fair.done(done.unit, done.busy_ns)
+        try:
+            self._finished(dones)
         except Exception:
-            log.exception("an outcome was lost")
+            log.exception("outcomes were lost")
 
     # -- the watch's thread -----------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         while not self._closed.wait(LOOK_S):
             for slot in self._slots:
-                unit = slot.unit
-                if unit is not None and perf_counter_ns() - slot.since_ns > self._timeout_ns:
-                    self._end_hanging(slot, unit)
+                with slot.lock:
+                    replace = self._hangs(slot) and not slot.worker.kill()
+                if replace:
+                    self._replace(slot)
 
-    def _end_hanging(self, slot: _Slot, unit: Unit) -> None:
-        """Ends a unit that takes too long: its worker is killed, or its thread is left and replaced."""
-        worker = slot.worker
-        assert worker is not None
-        if worker.kill():
-            return
-        with self._condition:
-            if slot.unit is not unit:
-                return  # it has just finished
-            self.abandoned += 1
-            self._start(slot)
-            self._put_back(unit.lane)
+    def _hangs(self, slot: _Slot) -> bool:
+        return bool(slot.units) and perf_counter_ns() - slot.since_ns > self._timeout_s * 1e9
+
+    def _replace(self, slot: _Slot) -> None:
+        """Leaves a thread that hangs in a unit, and starts another in its place."""
+        worker = self._make_worker()
+        with slot.lock:
+            if not self._hangs(slot):
+                return
+            slot.dones.append(_failed(slot.units.popleft(), TaskTimeoutError(f"more than {self._timeout_s:g} s")))
+            dones, slot.dones = slot.dones, []
+            slot.since_ns = perf_counter_ns()
+            slot.worker = worker
+        self.abandoned += 1
         log.error("a thread hangs in a task, and cannot be ended; another takes its place (%d so far)", self.abandoned)
-        self._report(self._failed(unit, TaskTimeoutError(f"more than {self._timeout_ns / 1e9:g} s")))
+        self._report(slot, dones)
+        self._start(slot, worker)
+
+
+class _Queue:
+    """Units that wait for one worker, or for any of several."""
+
+    def __init__(self, stateful: bool, lock: threading.Lock) -> None:
+        self.fair = FairQueue(one_at_a_time=stateful)
+        self.ready = threading.Condition(lock)
 
 
 class _Slot:
-    """One worker's place: the thread that drives it now, and the lanes whose turn is next."""
+    """One worker's place.
 
-    def __init__(self, number: int, turns: deque[Lane]) -> None:
+    Attributes:
+        lanes: how many stay with this worker.
+        forget: lanes whose state the worker is to drop.
+        units: what the worker is at; the first one of them that cannot be done here it works on, or will next.
+        dones: outcomes that are not handed over yet.
+        since_ns: when it began with the first one of `units`.
+        lock: guards `worker`, `units` and `dones`.
+    """
+
+    def __init__(self, number: int, queue: _Queue) -> None:
         self.number = number
-        self.turns = turns
+        self.queue = queue
+        self.lanes = 0
         self.forget: deque[Lane] = deque()
-        self.generation = 0
-        self.worker: Worker | None = None
-        self.unit: Unit | None = None
+        self.units: deque[Unit] = deque()
+        self.dones: list[Done] = []
         self.since_ns = 0
+        self.lock = threading.Lock()
+        self.worker: Worker
         self.thread: threading.Thread
+
+    def ended(self, worker: Worker, done: Done) -> bool:
+        """The first unit has an outcome. False if the worker took too long, and another has this slot now."""
+        with self.lock:
+            if self.worker is not worker:
+                return False
+            self.units.remove(done.unit)
+            self.dones.append(done)
+            self.since_ns = perf_counter_ns()
+            return True
+
+
+def _failed(unit: Unit, error: Exception) -> Done:
+    return Done(unit, Outcome(Kind.FAILED, unit.item.split, error, []), 0, 0, 0)

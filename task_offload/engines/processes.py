@@ -1,27 +1,33 @@
 """Units run in processes: for tasks that hold the interpreter lock. Payloads and arguments travel in shared memory.
 
-Each worker's process gets a unit's body in memory that this side owns, and puts the arguments of the last task into
-memory that it owns; only what is small goes through the pipe. A process that dies is replaced.
+Each worker's process gets the bodies of its units in memory that this side owns, and puts the arguments of the last
+task into memory that it owns; only what is small goes through the pipe. A process that dies is replaced.
 """
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
+import os
 import signal
+import threading
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
 from time import perf_counter_ns
 
 from task_offload.engines.base import Done, Lane, TaskTimeoutError, Unit, WorkerLostError
-from task_offload.engines.remote import Call, RemoteRunner, Reply, outcome_of
+from task_offload.engines.remote import Call, NearSide, RemoteRunner, Reply
+from task_offload.errors import AppError, OffloadError
 from task_offload.task import Chain
-from task_offload.wire.codec import BODY_ALIGNMENT, Decoder
+from task_offload.wire.codec import BODY_ALIGNMENT, Payload
 from task_offload.wire.memory import MemoryPool
 
 FIRST_BYTES = 1024 * 1024
 KEPT_BYTES = 16 * 1024 * 1024
 START_S = 60.0  # for a process to load the app
+END_S = 1.0  # for a process to end by itself
 
 _context = multiprocessing.get_context("spawn")  # a fork would copy other threads' locks as they are
 
@@ -30,57 +36,80 @@ class ProcessWorker:
     """Runs units in one process, which it starts, and starts again when it dies."""
 
     def __init__(self, chain: Chain, timeout_s: float) -> None:
-        self._app = chain.app
+        self._near = NearSide(chain)
         self._timeout_s = timeout_s
-        self._decoder = Decoder(chain.payload_types)
         self._memory = MemoryPool(KEPT_BYTES)
         self._killed = False
         self._process: BaseProcess | None = None
+        self._loaded = False
         self._pipe: Connection
-        self._there = _Region()  # what the process gets
+        self._life: Connection  # the process ends when this is closed, whatever it is at
+        self._there = Region()  # what the process gets
         self._back: SharedMemory | None = None  # what it gives
         self._start()
 
-    def run(self, unit: Unit) -> Done:
-        began_ns = perf_counter_ns()
+    def wait(self) -> None:
         if self._process is None:
             self._start()
-        self._killed = False
-        body_bytes = len(unit.body) if unit.body is not None else 0
+        if self._loaded:
+            return
         try:
-            name = self._there.put([unit.body] if unit.body is not None else [])
-            self._pipe.send((Call.of(unit), name, body_bytes))
-            reply, name, body_bytes = self._pipe.recv()
-            outcome = outcome_of(reply, unit.item, self._decoder, self._body(name, body_bytes))
+            problem = self._pipe.recv() if self._pipe.poll(START_S) else f"it took more than {START_S:g} s"
+        except (EOFError, OSError):
+            problem = "it died"
+        if problem:
+            self._end()
+            raise AppError(f"--engine processes: a worker's process could not load the app: {problem}")
+        self._loaded = True
+
+    def run(self, units: Sequence[Unit]) -> Iterator[Done]:
+        away = []
+        for unit in units:
+            if (done := self._near.run_here(unit)) is not None:
+                yield done
+            else:
+                away.append(unit)
+        if not away:
+            return
+        if not self._loaded:
+            raise WorkerLostError("a worker's process could not be started")
+        self._killed = False
+        sent_ns = perf_counter_ns()
+        try:
+            name, places = self._there.put([() if unit.body is None else (unit.body,) for unit in away])
+            self._pipe.send((name, [(Call.of(unit), *place) for unit, place in zip(away, places, strict=True)]))
+            for unit in away:
+                reply, name, begin, end = self._pipe.recv()
+                self._killed = False  # what comes too late for this one does not end the next
+                yield self._near.done(unit, reply, self._body(name, begin, end), sent_ns)
         except (EOFError, OSError) as error:
             self._end()
             if self._killed:
                 raise TaskTimeoutError(f"more than {self._timeout_s:g} s") from None
             raise WorkerLostError("a worker's process died") from error
-        unit.head, unit.body = memoryview(b""), None
-        return Done(unit, outcome, reply.decode_ns, began_ns - unit.arrived_ns, reply.cpu_ns)
 
-    def _body(self, name: str, size_bytes: int) -> memoryview:
+    def _body(self, name: str, begin: int, end: int) -> memoryview:
         """A copy of what the process gave, so that it may use its memory again."""
-        if not size_bytes:
+        if begin == end:
             return memoryview(b"")
         if self._back is None or self._back.name != name:
             if self._back is not None:
                 self._back.close()
             self._back = SharedMemory(name)
-        return _copied(self._back, size_bytes, self._memory)
+        return copied(self._back, begin, end, self._memory)
 
     def forget(self, lane: Lane) -> None:
-        if self._process is not None:
+        if self._loaded:
             try:
-                self._pipe.send((id(lane), "", 0))
+                self._pipe.send(lane.number)
             except OSError:
                 pass  # a process that died has forgotten
 
     def kill(self) -> bool:
         self._killed = True
-        if self._process is not None:
-            self._process.kill()
+        process = self._process
+        if process is not None:
+            process.kill()
         return True
 
     def close(self) -> None:
@@ -88,18 +117,31 @@ class ProcessWorker:
         self._there.close()
 
     def _start(self) -> None:
-        self._pipe, far = _context.Pipe()
-        self._process = _context.Process(target=_serve, args=(far, self._app), name="offload worker", daemon=True)
-        self._process.start()
-        far.close()
+        self._pipe, pipe = _context.Pipe()
+        life, self._life = _context.Pipe(duplex=False)
+        self._process = _context.Process(
+            target=_serve, args=(pipe, life, self._near.app), name="offload worker", daemon=True
+        )
+        # Ctrl-C is for the server, which ends its workers. A process inherits what its starter does not hear.
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+        atexit.register(self._process.kill)  # or the interpreter would wait for it at its end
+        pipe.close()
+        life.close()
 
     def _end(self) -> None:
-        if self._process is not None:
+        process, self._process, self._loaded = self._process, None, False
+        if process is not None:
             self._pipe.close()
-            self._process.join(1.0)
-            self._process.kill()
-            self._process.join()
-            self._process = None
+            process.join(END_S)
+            process.kill()
+            process.join()
+            atexit.unregister(process.kill)
+            self._life.close()
+            process.close()
         if self._back is not None:
             self._back.close()
             try:
@@ -109,46 +151,83 @@ class ProcessWorker:
             self._back = None
 
 
-class _Region:
-    """Shared memory that grows."""
+class Region:
+    """Shared memory that grows. What it was before it grew stays until `put` is called again."""
 
     def __init__(self) -> None:
         self._memory: SharedMemory | None = None
+        self._at = 0
+        self._old: list[SharedMemory] = []
 
-    def put(self, parts: list[memoryview]) -> str:
-        """Copies the parts in, each padded as a body demands. Returns the memory's name, "" for nothing."""
-        size_bytes = sum(_padded(len(part)) for part in parts)
-        if not size_bytes:
-            return ""
-        if self._memory is None or self._memory.size < size_bytes:
-            self.close()
-            self._memory = SharedMemory(create=True, size=max(FIRST_BYTES, size_bytes + size_bytes // 2))
-        buffer = self._memory.buf
-        assert buffer is not None
-        at = 0
-        for part in parts:
-            end = at + _padded(len(part))
-            buffer[at : at + len(part)] = part
-            buffer[at + len(part) : end] = bytes(end - at - len(part))
-            at = end
-        return self._memory.name
+    def put(self, bodies: Sequence[Sequence[memoryview]]) -> tuple[str, list[tuple[int, int]]]:
+        """Copies bodies in, at its beginning, the parts of each padded as the wire demands.
+
+        Returns:
+            the memory's name, and where each body begins and ends in it.
+        """
+        self.clear()
+        self._reserve(sum(_padded(len(part)) for parts in bodies for part in parts))
+        places = [self._copy(parts) for parts in bodies]
+        return self._name, places
+
+    def add(self, parts: Sequence[memoryview]) -> tuple[str, int, int]:
+        """Copies one body in, behind what is there. Returns the memory's name, and where it begins and ends."""
+        self._reserve(sum(_padded(len(part)) for part in parts))
+        begin, end = self._copy(parts)
+        return self._name, begin, end
+
+    def clear(self) -> None:
+        """Nobody needs any more what is there."""
+        self._at = 0
+        while self._old:
+            _remove(self._old.pop())
 
     def close(self) -> None:
+        self.clear()
         if self._memory is not None:
-            self._memory.close()
-            try:
-                self._memory.unlink()
-            except FileNotFoundError:
-                pass
+            _remove(self._memory)
             self._memory = None
 
+    @property
+    def _name(self) -> str:
+        return self._memory.name if self._memory is not None else ""
 
-def _copied(region: SharedMemory, size_bytes: int, memory: MemoryPool) -> memoryview:
+    def _reserve(self, size_bytes: int) -> None:
+        if not size_bytes or (self._memory is not None and self._memory.size - self._at >= size_bytes):
+            return
+        if self._memory is not None:
+            self._old.append(self._memory)
+            size_bytes = max(size_bytes, 2 * self._memory.size)
+        self._memory = SharedMemory(create=True, size=max(FIRST_BYTES, size_bytes))
+        self._at = 0
+
+    def _copy(self, parts: Sequence[memoryview]) -> tuple[int, int]:
+        begin = self._at
+        if self._memory is not None:
+            buffer = self._memory.buf
+            assert buffer is not None
+            for part in parts:
+                end = self._at + len(part)
+                buffer[self._at : end] = part
+                self._at += _padded(len(part))
+                buffer[end : self._at] = bytes(self._at - end)
+        return begin, self._at
+
+
+def _remove(memory: SharedMemory) -> None:
+    memory.close()
+    try:
+        memory.unlink()
+    except FileNotFoundError:
+        pass  # the other side was faster
+
+
+def copied(region: SharedMemory, begin: int, end: int, memory: MemoryPool) -> memoryview:
     """What lies in shared memory, copied: its owner writes the next there, and a task may keep its arrays."""
     buffer = region.buf
     assert buffer is not None
-    copy = memory.take(size_bytes)
-    copy[:] = buffer[:size_bytes]
+    copy = memory.take(end - begin)
+    copy[:] = buffer[begin:end]
     return copy
 
 
@@ -156,29 +235,43 @@ def _padded(size_bytes: int) -> int:
     return size_bytes + -size_bytes % BODY_ALIGNMENT
 
 
-def _serve(pipe: Connection, app: str) -> None:
+# --- the worker's process -----------------------------------------------------------------------------------------
+
+
+def _serve(pipe: Connection, life: Connection, app: str) -> None:
     """A worker's process: runs units until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends its workers
-    runner = RemoteRunner(app)
-    back = _Region()
+    for number in (signal.SIGINT, signal.SIGTERM):  # the server ends its workers
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    threading.Thread(target=_die_with, args=(life,), daemon=True).start()
+    try:
+        runner = RemoteRunner(app)
+    except OffloadError as error:
+        pipe.send(str(error))
+        return
+    pipe.send("")
+    back = Region()
     memory = MemoryPool(KEPT_BYTES)
     there: SharedMemory | None = None
     try:
         while True:
-            call, name, body_bytes = pipe.recv()
-            if not isinstance(call, Call):
-                runner.forget(call)
+            message = pipe.recv()
+            if isinstance(message, int):
+                runner.forget(message)
                 continue
+            name, calls = message
+            back.clear()
             if name and (there is None or there.name != name):
                 if there is not None:
                     there.close()
                 there = SharedMemory(name)
-            body = _copied(there, body_bytes, memory) if name and there is not None else memoryview(b"")
-            reply = runner.run(call, body)
-            buffers = list(reply.payload.buffers) if reply.payload is not None else []
-            name = back.put(buffers)
-            pipe.send((_without_buffers(reply), name, sum(_padded(len(each)) for each in buffers)))
-            del body, reply, buffers
+            for call, begin, end in calls:
+                body = copied(there, begin, end, memory) if begin < end and there is not None else memoryview(b"")
+                reply = runner.run(call, body)
+                payload = reply.payload
+                place = back.add(payload.buffers if payload is not None else ())
+                pipe.send((_without_buffers(reply), *place))
+                del body, reply, payload
     except (EOFError, OSError):
         pass  # the server has ended
     finally:
@@ -187,11 +280,19 @@ def _serve(pipe: Connection, app: str) -> None:
             there.close()
 
 
+def _die_with(life: Connection) -> None:
+    """Ends this process when the server is gone, even while a task hangs."""
+    try:
+        life.recv()
+    except (EOFError, OSError):
+        os._exit(1)
+
+
 def _without_buffers(reply: Reply) -> Reply:
     payload = reply.payload
     if payload is None:
         return reply
     return Reply(
         reply.kind, reply.task, reply.busy_ns, reply.decode_ns, reply.cpu_ns, reply.error,
-        type(payload)(payload.head, (), payload.size_bytes),
+        Payload(payload.head, (), payload.size_bytes),
     )  # fmt: skip

@@ -8,12 +8,13 @@ from __future__ import annotations
 import sys
 import traceback
 from dataclasses import dataclass
+from time import thread_time_ns
 from typing import Any
 
-from task_offload.engines.base import Lane, Unit, work
+from task_offload.engines.base import Done, Lane, Unit, set_cpu, work
 from task_offload.errors import ProtocolError
 from task_offload.runner import Kind, Outcome, Runner, States
-from task_offload.task import Item, load_app
+from task_offload.task import Chain, Item, load_app
 from task_offload.wire.codec import Decoder, Encoder, Payload
 
 
@@ -33,7 +34,7 @@ class Call:
     def of(unit: Unit) -> Call:
         item = unit.item
         return Call(
-            id(unit.lane), item.device, item.session, item.sequence, item.captured_at, item.split, bytes(unit.head)
+            unit.lane.number, item.device, item.session, item.sequence, item.captured_at, item.split, bytes(unit.head)
         )
 
 
@@ -85,13 +86,15 @@ class RemoteRunner:
         self._encoder = Encoder(chain.payload_types, picture_quality=0)
         self._runner = Runner(chain)
         self._last = len(chain.tasks) - 1
+        self._stateful = chain.stateful_between(chain.splits[0], self._last)
         self._states: dict[int, States] = {}
 
     def run(self, call: Call, body: memoryview) -> Reply:
-        """Runs a unit. The arrays of the reply's payload may lie in `body`."""
+        """Runs a unit. The reply's payload may lie in `body`, in part."""
+        cpu_ns = thread_time_ns()
         item = Item(call.device, call.session, call.sequence, call.captured_at, call.split)
         unit = Unit(Lane(), item, memoryview(call.head), body, 0, None)
-        states = self._states.setdefault(call.lane, States())
+        states = self._states.setdefault(call.lane, States()) if self._stateful else States()
         done = work(unit, self._decoder, self._runner, self._last, states)
         outcome = done.outcome
         payload: Payload | None = None
@@ -102,10 +105,38 @@ class RemoteRunner:
             except Exception as problem:
                 outcome = Outcome(Kind.FAILED, outcome.task, problem, outcome.busy_ns)
         error = _describe(outcome.value) if outcome.kind is Kind.FAILED else None
-        return Reply(outcome.kind.value, outcome.task, outcome.busy_ns, done.decode_ns, done.cpu_ns, error, payload)
+        cpu_ns = thread_time_ns() - cpu_ns
+        return Reply(outcome.kind.value, outcome.task, outcome.busy_ns, done.decode_ns, cpu_ns, error, payload)
 
     def forget(self, lane: int) -> None:
         self._states.pop(lane, None)
+
+
+class NearSide:
+    """What a worker does here for units that run elsewhere."""
+
+    def __init__(self, chain: Chain) -> None:
+        self.app = chain.app
+        self.decoder = Decoder(chain.payload_types)
+        self._runner = Runner(chain)
+        self._last = len(chain.tasks) - 1
+
+    def run_here(self, unit: Unit) -> Done | None:
+        """The outcome of a unit that has no task to run before the last one: to send it away costs more than it is."""
+        if unit.item.split < self._last:
+            return None
+        cpu_ns = thread_time_ns()
+        done = work(unit, self.decoder, self._runner, self._last, unit.lane.states)
+        set_cpu([done], thread_time_ns() - cpu_ns)
+        return done
+
+    def done(self, unit: Unit, reply: Reply, body: memoryview, sent_ns: int) -> Done:
+        """The outcome of a unit that ran elsewhere, and was sent there at `sent_ns` on `perf_counter_ns`."""
+        cpu_ns = thread_time_ns()
+        outcome = outcome_of(reply, unit.item, self.decoder, body)
+        unit.head, unit.body = memoryview(b""), None  # so that the memory is free as soon as no array refers to it
+        cpu_ns = reply.cpu_ns + thread_time_ns() - cpu_ns
+        return Done(unit, outcome, reply.decode_ns, sent_ns - unit.arrived_ns, cpu_ns)
 
 
 def outcome_of(reply: Reply, item: Item, decoder: Decoder, body: memoryview) -> Outcome:

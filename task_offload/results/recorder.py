@@ -98,14 +98,19 @@ class Recorder:
         Raises:
             ValueError: a field is out of its range; nothing is taken.
         """
-        record.check()
+        self.add_all([record])
+
+    def add_all(self, records: Sequence[Record]) -> None:
+        """Takes records, as `add` does."""
+        for record in records:
+            record.check()
         if self._store is not None:
             with self._changed:
-                self._waiting.append(record)
+                self._waiting.extend(records)
                 self._changed.notify()
             return
         with self._changed:
-            new, books = self._enter([record])
+            new, books = self._enter(records)
             self._remember(books)
             if self._feeders:
                 self._feed([row for each in new for row in rows_of(each)])
