@@ -312,7 +312,7 @@ class Estimates:
         return self._costs(device_s, cloud_s, self._known_payloads(routes, ratio)[0])
 
     def known(self, routes: Sequence[tuple[int, str]]) -> Known:
-        """The costs of these splits and codecs as they are believed now, measured or not, and how uncertain they are."""
+        """The costs of these splits and codecs as they are believed now, measured or not, and how sure they are."""
         now_s, ratio = self.now_s, self._speed_ratio()
         device_s, device_spread = _either(self._device, self._cloud, ratio, now_s)
         cloud_s, cloud_spread = _either(self._cloud, self._device, 1.0 / ratio, now_s)

@@ -27,7 +27,8 @@ GAIN = 0.05  # a change of the set of splits must save or gain at least this
 SHARE_STEP = 0.02  # smaller changes of a share are not worth a decision
 PATIENCE_S = 6.0  # over which a saving is averaged before it is taken
 MAX_PATIENCE_S = 600.0
-TRIAL_S = 20.0  # a saving that fails within this time was a mistake
+LEAST_GAIN = 0.005  # and a saving at least so much of what running everything in the cloud costs
+TRIAL_S = 60.0  # a saving that fails within this time was a mistake
 FORGIVE_S = 300.0  # after this time without a failure, patience halves
 SURE = 0.35  # relative uncertainty up to which a cost counts as known
 PROBES_AT_ONCE = 4
@@ -148,7 +149,8 @@ class ModelPolicy:
         sure = [o for o in found if self._in_force(o) or uncertain.of(o) < SURE]
         best, meets = self._best(sure, demand_fps, aim_fps)
         probes = self._probes(found, known, uncertain, best, meets, demand_fps, now_s)
-        why = self._why(current, kept, best, holds, aim_fps, now_s, since_look_s)
+        dearest_s = max(option.cloud_s for option in found)
+        why = self._why(current, kept, best, holds, aim_fps, now_s, since_look_s, LEAST_GAIN * dearest_s)
         if why:
             self._switch(why, now_s)
             return self._decision(best, self._reason(current, best, why, demand_fps, known.costs), probes)
@@ -275,6 +277,7 @@ class ModelPolicy:
         aim_fps: float,
         now_s: float,
         since_look_s: float,
+        least_gain_s: float,
     ) -> Literal["", "need", "save"]:
         """Why to leave the splits or the codec in force for the best choice; empty to stay."""
         if now_s - self._forgiven_s > FORGIVE_S:
@@ -289,7 +292,7 @@ class ModelPolicy:
                 return "need"
         saving = 0.0
         if not same and best.capacity_fps >= min(aim_fps, ENOUGH * kept.capacity_fps):
-            saving = 1.0 - best.cloud_s / max(kept.cloud_s, 1e-9)
+            saving = 1.0 - (best.cloud_s + least_gain_s) / max(kept.cloud_s, 1e-9)
         # A mean over time, so that noise does not start the wait again, and much is taken sooner than little.
         self._saving += min(1.0, since_look_s / self._patience_s) * (saving - self._saving)
         return "save" if min(saving, self._saving) > GAIN else ""

@@ -285,7 +285,7 @@ def worlds(traces: Mapping[str, Steps] | None = None) -> tuple[World, ...]:
               changes=((third, "the link falls to a fifth"), (2 * third, "it recovers")), steady=False),
         World("traffic, device is shared", TRAFFIC, 12.0, ((0, 2.0), (third, 4.5), (2 * third, 2.0)),
               link_mbit=always(40),
-              changes=((third, "another program takes more than half of the device"), (2 * third, "it ends")), steady=False),
+              changes=((third, "another program takes half of the device"), (2 * third, "it ends")), steady=False),
         World("thermal throttling", TRAFFIC, 12.0, ramp(150, 600, 2.0, 4.0), link_mbit=always(40), steady=False),
         World("scene changes survival", SYNTHETIC, 22.0, always(PI_4), link_mbit=always(40),
               survival={2: ((0, 0.1), (third, 0.9), (2 * third, 0.3))},
