@@ -1,66 +1,124 @@
 """How much may be on its way. In: what was sent and acknowledged, and when. Out: whether the next item may go.
 
-The window is what the way delivers in `HORIZON_S` beyond its own delay. So a queue on the way, in a socket's buffer,
-in a router or in the cloud, never holds more than that, and neither a long way nor a fast one is left idle.
+The window is what the way delivers in its shortest round trip and `HORIZON_S` more. So what is sent never waits much
+longer than that behind what was sent before, be it in a socket's buffer, in a router or in the cloud, and neither a
+long way nor a fast one is left idle. (It never waits for less than one item: nobody knows how far that has come.)
 
-Delivery rate as in BBR (Cardwell et al., ACM Queue 14(5), 2016): bytes acknowledged between an item's sending and its
-ack, by the time between; the maximum of the last seconds, since an idle sender measures too little. The delay of the
-way itself is a round trip less the time that the bytes ahead took at that rate.
+Both measurements are BBR's (Cardwell et al., ACM Queue 14(5), 2016; draft-cheng-iccrg-delivery-rate-estimation-02).
+Delivery rate: bytes acknowledged since the last ack before an item was sent, by the time since that ack, or by the
+time in which they were sent if that is longer: several acks at once would otherwise look like a faster way. Its
+maximum over the last second or two counts. Round trip: the shortest, which is one without a queue; when none as short
+was seen for long, the window is halved until an item has passed that found no queue.
+
+BBR multiplies the product of the two by a gain. To add a time to the round trip instead, which bounds the queue in
+seconds, is FAST TCP's rule (Jin, Wei, Low, INFOCOM 2004): a window that leaves the way idle grows by at least an item
+and the part horizon / round trip in each round trip, and one that is too large shrinks at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from typing import NamedTuple
 
 from task_offload.wire.outbox import Entry
 
 HORIZON_S = 0.1  # queueing delay that full throughput may cost
-MEMORY_S = 3.0  # how long a measurement counts: a link that fell is believed after so long
+MEMORY_S = 1.0  # how long a measurement counts, and up to twice as long; a link that fell is believed after that
+ROUND_TRIP_MEMORY_S = 10.0  # as in BBR: looking again costs half a round trip of sending
 LEAST_ITEMS = 2  # one on its way while the next is processed
 FIRST_BYTES = 64 * 1024  # before anything was measured, beside the least items
 
 
+class _Ack(NamedTuple):
+    delivered_bytes: int
+    acked_at: float
+    sent_at: float
+
+
 class Window:
-    """The flow control of one connection."""
+    """The flow control of one connection.
+
+    Arguments:
+        most_items, most_bytes: what the cloud allows to be sent and not acknowledged.
+    """
 
     def __init__(self, most_items: int, most_bytes: int) -> None:
         self.most_items = most_items
         self.most_bytes = most_bytes
         self.delivered_bytes = 0
-        self._rate = _Extreme(max)
-        self._delay = _Extreme(min)
+        self._acks: deque[_Ack] = deque()  # those that entries on their way may have been sent after
+        self._rate = _Highest()
+        self._newest_rate = 0.0
+        self._largest = _Highest()
+        self._round_trip_s = 0.0
+        self._round_trip_bytes = 0.0  # the item that took it
+        self._round_trip_at = 0.0  # when one as short was seen last
+        self._draining_since: float | None = None
 
     @property
     def goodput(self) -> float:
-        """Bytes a second that the way carries, or carried when it had enough to carry; 0 if unknown."""
+        """Bytes a second that were delivered at best in the last second or two; 0 if unknown."""
         return self._rate.value or 0.0
 
     @property
     def size_bytes(self) -> int:
+        """How many bytes may be on their way: while they are fewer, one more item may go."""
         rate = self._rate.value
         if rate is None:
             return min(FIRST_BYTES, self.most_bytes)
-        return min(self.most_bytes, int(rate * (HORIZON_S + (self._delay.value or 0.0))))
+        if self._draining_since is not None:
+            return min(self.most_bytes, int(self._newest_rate * self._round_trip_s / 2))
+        # A larger item takes longer by what it is larger.
+        larger_bytes = max(0.0, (self._largest.value or 0.0) - self._round_trip_bytes)
+        return min(self.most_bytes, int(rate * (self._round_trip_s + HORIZON_S) + larger_bytes))
 
     def allows(self, sent_entries: int, sent_bytes: int, next_bytes: int) -> bool:
         """Whether an entry of `next_bytes` may be sent while so many entries and bytes are not acknowledged."""
-        if sent_entries < LEAST_ITEMS:
-            return sent_entries == 0 or sent_bytes + next_bytes <= self.most_bytes
-        return sent_entries < self.most_items and sent_bytes + next_bytes <= self.size_bytes
+        if not sent_entries:
+            return True
+        if sent_entries >= self.most_items or sent_bytes + next_bytes > self.most_bytes:
+            return False
+        least_items = LEAST_ITEMS if self._draining_since is None else 1
+        return sent_entries < least_items or sent_bytes < self.size_bytes
 
     def acknowledged(self, entry: Entry, now_s: float) -> None:
-        """An entry that was sent on this connection is acknowledged."""
+        """An entry that was sent on this connection is acknowledged. They come in the order of their sending."""
         self.delivered_bytes += entry.size_bytes
-        round_trip_s = max(now_s - entry.sent_at, 1e-6)
-        self._rate.add((self.delivered_bytes - entry.delivered_bytes) / round_trip_s, now_s)
-        self._delay.add(max(0.0, round_trip_s - entry.ahead_bytes / (self._rate.value or 1.0)), now_s)
+        self._largest.add(entry.size_bytes, now_s)
+        self._measure_rate(entry, now_s)
+        self._measure_round_trip(entry, now_s)
+        ack = _Ack(self.delivered_bytes, now_s, entry.sent_at)
+        if self._acks and self._acks[-1].acked_at == now_s:
+            self._acks[-1] = ack
+        else:
+            self._acks.append(ack)
+
+    def _measure_rate(self, entry: Entry, now_s: float) -> None:
+        acks = self._acks
+        while len(acks) > 1 and acks[1].delivered_bytes <= entry.delivered_bytes:
+            acks.popleft()
+        interval_s = now_s - entry.sent_at
+        way_was_idle = entry.ahead_bytes == entry.size_bytes
+        if not way_was_idle and acks and acks[0].delivered_bytes <= entry.delivered_bytes:
+            before = acks[0]
+            interval_s = max(now_s - before.acked_at, entry.sent_at - before.sent_at)
+        self._newest_rate = (self.delivered_bytes - entry.delivered_bytes) / max(interval_s, 1e-6)
+        self._rate.add(self._newest_rate, now_s)
+
+    def _measure_round_trip(self, entry: Entry, now_s: float) -> None:
+        round_trip_s = now_s - entry.sent_at
+        drained = self._draining_since is not None and entry.sent_at >= self._draining_since
+        if drained or not self._round_trip_at or round_trip_s <= self._round_trip_s:
+            self._round_trip_s, self._round_trip_bytes, self._round_trip_at = round_trip_s, entry.size_bytes, now_s
+            self._draining_since = None
+        elif self._draining_since is None and now_s - self._round_trip_at > ROUND_TRIP_MEMORY_S:
+            self._draining_since = now_s
 
 
-class _Extreme:
-    """The largest (or smallest) value of the last one to two `MEMORY_S`."""
+class _Highest:
+    """The highest value of the last one to two `MEMORY_S`, or the last value."""
 
-    def __init__(self, better: Callable[[float, float], float]) -> None:
-        self._better = better
+    def __init__(self) -> None:
         self._old: float | None = None
         self._new: float | None = None
         self._since_s = 0.0
@@ -71,5 +129,5 @@ class _Extreme:
             self._old = self._new if now_s - self._since_s < 2 * MEMORY_S else None
             self._new = None
             self._since_s = now_s
-        self._new = value if self._new is None else self._better(self._new, value)
-        self.value = self._new if self._old is None else self._better(self._old, self._new)
+        self._new = value if self._new is None else max(self._new, value)
+        self.value = self._new if self._old is None else max(self._old, self._new)
