@@ -115,6 +115,7 @@ class FrameReader:
             raise ProtocolError(f"a body of {body_bytes} bytes; at most {self.limits.body_bytes} are allowed here")
         end = begin + head_bytes
         if self._end < end:
+            self._read_ahead_bytes = max(self._read_ahead_bytes, end - self._end)
             return False
         head = bytes(self._view[begin:end])
         self._begin = end
@@ -134,25 +135,23 @@ class FrameReader:
         return True
 
     def _make_room(self) -> None:
-        """Leaves room behind what is staged: for the rest of a long head, or for reading ahead."""
+        """Leaves room behind what is staged: to read ahead, or for the rest of a long head."""
         staged = self._end - self._begin
         if not staged:
             self._begin = self._end = 0
-            if len(self._staged) > READ_AHEAD_BYTES:  # it grew for one long head
-                self._staged = bytearray(READ_AHEAD_BYTES)
-                self._view = memoryview(self._staged)
-            return
-        needed = READ_AHEAD_BYTES
-        if staged >= FRAME.size:
-            needed = max(needed, FRAME.size + FRAME.unpack_from(self._staged, self._begin)[3] + 1)
-        if needed > len(self._staged):
-            # Grows with what has really come, so that a declared length alone takes no memory.
-            grown = bytearray(
-                min(needed, 2 * len(self._staged)) if staged * 2 > len(self._staged) else len(self._staged)
-            )
-            grown[:staged] = self._view[self._begin : self._end]
-            self._staged, self._view = grown, memoryview(grown)
-            self._begin, self._end = 0, staged
+            if len(self._staged) > READ_AHEAD_BYTES:  # it grew for a long head
+                self._stage(READ_AHEAD_BYTES)
         elif self._begin:
-            self._staged[:staged] = bytes(self._view[self._begin : self._end])
+            self._staged[:staged] = self._staged[self._begin : self._end]
             self._begin, self._end = 0, staged
+        elif staged == len(self._staged):
+            # Doubles with what has really come: a declared length alone takes no memory.
+            self._stage(2 * staged)
+
+    def _stage(self, size_bytes: int) -> None:
+        """Moves what is staged to the beginning of new memory."""
+        grown = bytearray(size_bytes)
+        staged = self._end - self._begin
+        grown[:staged] = self._view[self._begin : self._end]
+        self._staged, self._view = grown, memoryview(grown)
+        self._begin, self._end = 0, staged

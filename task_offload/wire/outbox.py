@@ -7,13 +7,14 @@ covers them; after a break all that is left is sent again, in the same order.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from task_offload.wire.codec import BODY_ALIGNMENT, Payload
 from task_offload.wire.messages import MOST_IN_RANGE, Ending, EndingRange, item_prefix
 
 OVERHEAD_BYTES = 512  # what an entry costs beside its payload, so that empty ones count too
+MOST_ENDED = 4096  # runs before the oldest waiting payload that an outage leaves as they were: a few days' drops
 
 
 @dataclass(slots=True)
@@ -49,6 +50,31 @@ class Entry:
     def size_bytes(self) -> int:
         return OVERHEAD_BYTES + (self.payload.size_bytes if self.payload else 0)
 
+    def joins(self, before: Entry) -> bool:
+        """Whether `before` and this one are one run."""
+        return (
+            self.payload is None
+            and before.payload is None
+            and (before.ending, before.detail, before.split) == (self.ending, self.detail, self.split)
+            and before.sequence + before.count == self.sequence
+            and before.count + self.count <= MOST_IN_RANGE
+        )
+
+    def extend(self, after: Entry) -> None:
+        """Takes the items of the run that follows into this one."""
+        self.last_captured_at = after.last_captured_at or after.captured_at
+        self.count += after.count
+
+    def split_off(self, items: int) -> Entry:
+        """Takes the first items of a run off it. Between its ends, capture times are spread evenly."""
+        last = self.last_captured_at or self.captured_at
+        apart_s = (last - self.captured_at) / max(1, self.count - 1)
+        first = replace(self, count=items, last_captured_at=self.captured_at + (items - 1) * apart_s, sent_at=0.0)
+        self.captured_at += items * apart_s
+        self.sequence += items
+        self.count -= items
+        return first
+
     def encode(self, now_unix: float) -> list[bytes | memoryview]:
         """The entry's message, for one scatter-gather write."""
         if self.payload is None:
@@ -76,7 +102,7 @@ def padded_body(payload: Payload) -> list[bytes | memoryview]:
 
 
 def _age_us(now_unix: float, then_unix: float) -> int:
-    return max(0, int((now_unix - then_unix) * 1e6))
+    return max(0, int((now_unix - then_unix) * 1e6))  # a clock that was set may have gone back
 
 
 class Acked(NamedTuple):
@@ -123,16 +149,8 @@ class Outbox:
     def add(self, entry: Entry) -> None:
         """Takes the entry that follows in sequence. Endings of one kind join the run before them."""
         last = self._waiting[-1] if self._waiting else None
-        if (
-            last is not None
-            and entry.payload is None
-            and last.payload is None
-            and (last.ending, last.detail, last.split) == (entry.ending, entry.detail, entry.split)
-            and last.sequence + last.count == entry.sequence
-            and last.count + entry.count <= MOST_IN_RANGE
-        ):
-            last.count += entry.count
-            last.last_captured_at = entry.last_captured_at or entry.captured_at
+        if last is not None and entry.joins(last):
+            last.extend(entry)
             return
         self._waiting.append(entry)
         self.waiting_bytes += entry.size_bytes
@@ -153,21 +171,23 @@ class Outbox:
         self._sent.append(entry)
 
     def acknowledge(self, next_sequence: int) -> list[Acked]:
-        """Forgets all items below `next_sequence`. Returns the entries, a part of a run as an entry of its own."""
+        """Forgets all items below `next_sequence`. Returns the entries.
+
+        A part of a run is an entry of its own, and counts as not sent: how long it took says nothing of the way.
+        """
         done: list[Acked] = []
         for queue in (self._sent, self._waiting):
             while queue and queue[0].sequence < next_sequence:
                 entry = queue[0]
                 items = min(entry.count, next_sequence - entry.sequence)
-                if items == entry.count:
-                    queue.popleft()
-                    if queue is self._sent:
-                        self.sent_bytes -= entry.size_bytes
-                    else:
-                        self.waiting_bytes -= entry.size_bytes
+                if items < entry.count:
+                    done.append(Acked(entry.split_off(items), items))
+                    continue
+                queue.popleft()
+                if queue is self._sent:
+                    self.sent_bytes -= entry.size_bytes
                 else:
-                    entry.sequence += items
-                    entry.count -= items
+                    self.waiting_bytes -= entry.size_bytes
                 done.append(Acked(entry, items))
         return done
 
@@ -181,13 +201,39 @@ class Outbox:
         self.sent_bytes = 0
 
     def drop_oldest_waiting(self, reason: str) -> int:
-        """Gives the oldest waiting payload up, so that a newer one has room. Returns how many items: 0 or 1."""
-        for entry in self._waiting:
-            if entry.payload is not None:
-                self.waiting_bytes -= entry.payload.size_bytes
-                entry.payload, entry.ending, entry.detail = None, Ending.DROPPED, reason
-                return 1
-        return 0
+        """Gives the oldest waiting payload up, so that a newer one has room. Returns how many items: 0 or 1.
+
+        Runs of endings that pile up before it over a long outage are joined, and count as dropped too: what an
+        outage leaves in memory is bounded.
+        """
+        waiting = self._waiting
+        ended = next((index for index, each in enumerate(waiting) if each.payload is not None), len(waiting))
+        if ended >= MOST_ENDED:
+            ended = self._join_oldest(ended, reason)
+        if ended == len(waiting):
+            return 0
+        entry = waiting[ended]
+        self.waiting_bytes -= entry.size_bytes - OVERHEAD_BYTES
+        entry.payload, entry.ending, entry.detail = None, Ending.DROPPED, reason
+        if ended and entry.joins(before := waiting[ended - 1]):
+            before.extend(entry)
+            del waiting[ended]
+            self.waiting_bytes -= OVERHEAD_BYTES
+        return 1
+
+    def _join_oldest(self, ended: int, reason: str) -> int:
+        """Joins the first entries, none of which has a payload, to longest runs. Returns how many these are."""
+        runs: list[Entry] = []
+        for _ in range(ended):
+            entry = self._waiting.popleft()
+            if runs and runs[-1].count + entry.count <= MOST_IN_RANGE:
+                runs[-1].ending, runs[-1].detail = Ending.DROPPED, reason
+                runs[-1].extend(entry)
+            else:
+                runs.append(entry)
+        self._waiting.extendleft(reversed(runs))
+        self.waiting_bytes -= OVERHEAD_BYTES * (ended - len(runs))
+        return len(runs)
 
     def resume(self, next_sequence: int) -> None:
         """A connection begins; the cloud has recorded all below `next_sequence`. Nothing from there on is missing."""
