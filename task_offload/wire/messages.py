@@ -20,9 +20,8 @@ from task_offload.errors import ProtocolError
 
 MAGIC = b"PTOF"
 VERSION = 1
-MOST_SEQUENCE = 2**62  # SQLite holds integers of 63 bits; at 1,000 a second it takes 146 million years
+MOST_SEQUENCE = 2**62  # every sequence is below it: SQLite holds integers of 63 bits
 MOST_IN_RANGE = 1024  # items of one range: each becomes a row of the results
-END_OF_SEQUENCES = 2**63 - 1  # every sequence is below it: databases count with signed numbers
 MOST_NAME_BYTES = 64  # of a device
 MOST_TEXT_BYTES = 255  # of other names and of reasons: they are logged and recorded
 MOST_REFUSAL_BYTES = 2048
@@ -165,7 +164,7 @@ class Hello:
         if version != VERSION:
             return Hello("", session, secret, ChainSpec(()), acked, version)
         device = reader.text(MOST_NAME_BYTES)
-        if not device or acked > END_OF_SEQUENCES:
+        if not device or acked > MOST_SEQUENCE:
             raise ProtocolError("a hello makes no sense")
         tasks = []
         for _ in range(reader.byte()):
@@ -485,7 +484,7 @@ def check_ping(head: bytes) -> None:
 
 def check_sequences(first: int, count: int) -> None:
     """Raises ProtocolError if `count` items from `first` on reach beyond the last sequence."""
-    if first + count > END_OF_SEQUENCES:
+    if first + count > MOST_SEQUENCE:
         raise ProtocolError(f"item {first + count - 1} is beyond the last sequence")
 
 
