@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, Lab
 
 tomllib = pytest.importorskip("tomllib", reason="reads pyproject.toml with tomllib, which is in Python 3.11")
 
@@ -74,3 +74,17 @@ def test_the_commands_are_the_scripts(wheel: list[str]) -> None:
     for name, target in PROJECT["scripts"].items():
         assert target == f"{name}:main"
         assert Path(ROOT / f"{name}.py").exists()
+
+
+@pytest.mark.parametrize("script", ["iot_client_coordinator", "cloud_server_coordinator"])
+def test_a_missing_system_library_of_opencv_is_one_line_with_two_ways_out(script: str, lab: Lab) -> None:
+    broken = lab.folder / "cv2"
+    broken.mkdir()
+    why = "libGL.so.1: cannot open shared object file: No such file or directory"
+    (broken / "__init__.py").write_text(f"raise ImportError({why!r})\n", encoding="utf-8")
+    first = {"PYTHONPATH": f"{lab.folder}:{ROOT}"}
+    process = lab.python(str(ROOT / f"{script}.py"), env=first)
+    process.wait(2)
+    (line,) = process.err.splitlines()
+    for part in ("libGL.so.1", "sudo apt install libgl1", "pip install opencv-python-headless"):
+        assert part in line
