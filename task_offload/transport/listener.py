@@ -330,7 +330,7 @@ class Listener:
         budget_bytes = READ_BUDGET_BYTES
         while not connection.closed and not connection.paused:
             started_ns = perf_counter_ns()
-            buffer = connection.reader.buffer()
+            buffer = connection.reader.buffer()[:budget_bytes]
             count = connection.stream.receive_into(buffer)
             if count is None:
                 break

@@ -97,19 +97,29 @@ class Stream:
     def receive_into(self, buffer: memoryview) -> int | None:
         """Receives what there is. Returns the number of bytes, 0 at the end, None if there is nothing now.
 
+        Less than the buffer holds means that there is no more now, with TLS too, which gives at most a record at a time.
+
         Raises:
             LinkError: the connection is lost.
         """
+        filled = 0
         try:
-            return self._socket.recv_into(buffer)
+            while filled < len(buffer):
+                count = self._socket.recv_into(buffer[filled:])
+                filled += count
+                if not self._tls or not count:
+                    break
+            return filled
         except ssl.SSLWantWriteError:
             self.wants_write = True
-            return None
+            return filled or None
         except _NOT_NOW:
-            return None
+            return filled or None
         except ssl.SSLEOFError:
-            return 0
+            return filled
         except (OSError, ValueError) as error:
+            if filled:
+                return filled  # the next call says it again, after these bytes were read
             raise LinkError(f"the connection was lost: {error}") from error
 
     def pending(self) -> bool:
