@@ -49,7 +49,7 @@ SILENCE_S = 8.0
 FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 30.0
 REFUSED_WAIT_S = 60.0  # a lasting refusal that met a running device: somebody may mend it
-QUEUE_BYTES = 256 * 1024  # handed to the stream ahead of the socket, so that it can gather
+QUEUE_BYTES = 2 * 1024 * 1024  # handed to the stream ahead of the socket: several frames to one system call
 _CLOUD_LIMITS = FrameLimits(head_bytes=64 * 1024, body_bytes=0)  # the cloud sends no bodies
 
 
