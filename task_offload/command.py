@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 
 from task_offload.config import parse_cloud, parse_device
 from task_offload.errors import ConfigError, OffloadError
+from task_offload.observe.log import log_to_stderr
 
 
 def device_command(argv: Sequence[str] | None = None) -> int:
@@ -45,10 +45,3 @@ def cloud_command(argv: Sequence[str] | None = None) -> int:
 def _failed(program: str, error: OffloadError) -> int:
     print(f"{program}: {error}", file=sys.stderr, flush=True)
     return 2 if isinstance(error, ConfigError) else 1
-
-
-def log_to_stderr() -> None:
-    """Log lines as both commands print them."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )

@@ -67,8 +67,8 @@ def run_demo(config: DeviceConfig) -> int:
 def _serve(folder: Path) -> None:
     """The demo's server: it prints its port first."""
     from task_offload.cloud import run_cloud
-    from task_offload.command import log_to_stderr
     from task_offload.config import CloudConfig
+    from task_offload.observe.log import log_to_stderr
 
     log_to_stderr()
     run_cloud(

@@ -6,32 +6,24 @@ import json
 import logging
 import math
 import os
-import signal
-import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
-from types import FrameType
 from typing import Any
 
 from task_offload.agreement import chain_spec
 from task_offload.config import DeviceConfig
 from task_offload.emulated_cpu import EmulatedCpu
-from task_offload.errors import AppError, ConfigError, OffloadError, SourceError
-from task_offload.observe.books import Books
-from task_offload.observe.load import LoadMeter
-from task_offload.observe.meters import DeviceMeters
-from task_offload.observe.report import load_report, write_report
-from task_offload.observe.watchdog import Watchdog
+from task_offload.errors import ConfigError
+from task_offload.local_run import LocalRun
 from task_offload.pipeline import Pipeline
-from task_offload.runner import Kind, Runner, States, TaskErrorLog
+from task_offload.run import MOST_WINDOWS, Run, complain, in_words, say, share_of
 from task_offload.scheduling.mix import Mixer
 from task_offload.scheduling.observation import Policy, Route
 from task_offload.scheduling.policy import Goal, ModelPolicy
 from task_offload.spool import DiskSpool
 from task_offload.spooled_outbox import SpooledOutbox
-from task_offload.task import Chain, Item, load_app
+from task_offload.task import Chain, load_app
 from task_offload.transport.emulation import LinkEmulator
 from task_offload.transport.link import DeviceSession, Link
 from task_offload.transport.loopback import check_no_tls_addresses, find_token
@@ -43,10 +35,8 @@ from task_offload.wire.outbox import Acked, Outbox
 
 log = logging.getLogger(__name__)
 
-WINDOW_S = 3.0  # between prints of the throughput
 DECISION_S = 0.5  # between looks of the scheduler
 LOAD_S = 2.0
-MOST_WINDOWS = 10_000  # in the report: the newest, of a run of months
 MEMORY_SPOOL_BYTES = 64 * 1024 * 1024
 DISK_SPOOL_BYTES = 1024 * 1024 * 1024
 MOST_WORKERS = 8
@@ -77,193 +67,7 @@ def _check_split(split: int, chain: Chain) -> None:
         )
 
 
-class _Signals:
-    """The first SIGINT or SIGTERM asks to stop, the second to stop at once.
-
-    Attributes:
-        count: how many came.
-        woken: one came.
-        in_task: the main thread is in a task, which only an exception can end.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.woken = threading.Event()
-        self.in_task = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._received)
-
-    def _received(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-        self.woken.set()
-        if self.in_task:
-            if self.count > 1:
-                raise KeyboardInterrupt
-            # Not print: the task that was interrupted may be printing.
-            os.write(1, b"stopping: finishing this item; Ctrl-C again stops at once\n")
-
-
-class _Run:
-    """What both kinds of run have: a source, prints, windows, a report."""
-
-    def __init__(self, config: DeviceConfig, chain: Chain) -> None:
-        self.config = config
-        self.chain = chain
-        self.books = Books()
-        self.meters = DeviceMeters(len(chain.tasks), config.max_latency_s)
-        self.signals = _Signals()
-        self.load = LoadMeter()
-        self.watchdog = Watchdog()
-        self.began_at = time.monotonic()
-        self.windows: list[dict[str, Any]] = []
-        self._window_at = self.began_at
-        self._finished_before = 0
-        self._splits_before: dict[int, int] = {}
-
-    def open_source(self) -> float | None:
-        """Opens the app's source. Returns its rate, None if it is live or does not say."""
-        if self.chain.open_source is None:
-            if self.config.source is not None:
-                raise AppError(f"app {self.chain.app}: it takes no --source; give it an open_source(source)")
-            return None
-        rate = self.chain.open_source(self.config.source)
-        if rate is not None and not rate > 0:
-            raise AppError(f"app {self.chain.app}: open_source returned {rate!r}; it returns a rate above 0, or None")
-        return rate
-
-    @property
-    def live(self) -> bool:
-        """Whether the source cannot wait."""
-        return self.chain.open_source is not None and self.rate is None
-
-    rate: float | None = None
-
-    def pace_s(self) -> float | None:
-        if self.config.realtime and self.rate is not None:
-            return 1 / self.rate
-        return None
-
-    def window_due(self, now: float) -> bool:
-        return now - self._window_at >= WINDOW_S
-
-    def end_window(self, now: float, finished: int) -> None:
-        """Prints and notes the throughput of the last seconds."""
-        seconds = now - self._window_at
-        fps = (finished - self._finished_before) / seconds
-        splits = {n: count - self._splits_before.get(n, 0) for n, count in self.meters.splits.items()}
-        shares = _shares(splits)
-        self._window_at, self._finished_before, self._splits_before = now, finished, dict(self.meters.splits)
-        self.windows.append({"t": round(now - self.began_at, 3), "fps": round(fps, 3), "splits": shares})
-        del self.windows[:-MOST_WINDOWS]
-        _print(f"average throughput {fps:7.2f} FPS{self.describe(shares)}")
-
-    def describe(self, shares: Mapping[str, float]) -> str:
-        return ""
-
-    def report(self, duration_s: float, more: Mapping[str, Any]) -> dict[str, Any]:
-        latency = self.meters.latency
-        times = {f"p{p}": latency.percentile(p) for p in (50, 95, 99)}
-        return {
-            "schema": 1,
-            "mode": self.config.mode,
-            "tasks": list(self.chain.names),
-            "target_fps": self.config.target_fps,
-            "duration_s": round(duration_s, 3),
-            "items": self.books.items(),
-            "fps": round(self.books.finished / duration_s, 3) if duration_s > 0 else 0.0,
-            "windows": self.windows,
-            "latency_ms": {name: None if s is None else round(s * 1000, 3) for name, s in times.items()},
-            "splits": {str(n): count for n, count in sorted(self.meters.splits.items())},
-            "load": load_report(self.load.measure()),
-            "device_cpu_s": round(time.process_time(), 3),
-            "emulated": {
-                "cpu": self.config.emulate_cpu,
-                "link_bytes_per_s": self.config.emulate_link.bytes_per_s if self.config.emulate_link else None,
-                "link_delay_s": self.config.emulate_link.delay_s if self.config.emulate_link else None,
-            },
-            **more,
-        }
-
-    def finish(self, more: Mapping[str, Any]) -> None:
-        """Prints the summary and writes the report. Raises StoreError if that cannot be."""
-        duration_s = time.monotonic() - self.began_at
-        books = self.books
-        assert books.captured == books.ended, f"the books do not add up: {books}"
-        fps = books.finished / duration_s if duration_s > 0 else 0.0
-        p50, p99 = (self.meters.latency.percentile(p) for p in (50, 99))
-        times = f", latency p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms" if p50 and p99 else ""
-        _print(f"{books.summary()}; {duration_s:.1f} s, {fps:.2f} FPS{times}")
-        if self.config.report is not None:
-            write_report(self.config.report, self.report(duration_s, more))
-
-
-class LocalRun(_Run):
-    """Every task on this device, in one loop, on the main thread."""
-
-    def run(self) -> int:
-        config, chain, meters = self.config, self.chain, self.meters
-        cpu = EmulatedCpu(config.emulate_cpu) if config.emulate_cpu is not None else None
-        error: OffloadError | None = None
-        self.rate = self.open_source()
-        self.began_at = self._window_at = due = time.monotonic()
-        pace_s = self.pace_s()
-        runner, states, errors = Runner(chain), States(), TaskErrorLog(chain.names)
-        tasks = len(chain.tasks)
-        session = os.urandom(16).hex()
-        books = self.books
-        self.watchdog.ready()
-        _print(f"running all {tasks} tasks of {config.app} on this device; Ctrl-C ends it")
-        while not self.signals.count and (config.items is None or books.captured < config.items):
-            now = time.monotonic()
-            if self.window_due(now):
-                self.end_window(now, books.finished)
-                self.watchdog.beat()
-            if config.duration_s is not None and now - self.began_at >= config.duration_s:
-                break
-            if pace_s is not None:
-                if self.signals.woken.wait(max(0.0, due - now)):
-                    break
-                due = max(due + pace_s, time.monotonic() - pace_s)
-            item = Item(config.device_name, session, books.captured, time.time(), tasks)
-            try:
-                self.signals.in_task = True
-                with cpu.work() if cpu is not None else nullcontext():
-                    outcome = runner.run(item, states, (), 0, tasks)
-                self.signals.in_task = False
-            except SourceError as problem:
-                error = problem
-                break
-            except KeyboardInterrupt:
-                if item.state is not states.of_task(0):  # the first task had yielded it
-                    books.captured += 1
-                    meters.splits[tasks] += 1
-                    books.dropped["stopped"] += 1
-                break
-            if outcome.task == 0 and outcome.kind is Kind.FILTERED:
-                break
-            books.captured += 1
-            meters.captured += 1
-            meters.splits[tasks] += 1
-            if outcome.kind is Kind.COMPLETED:
-                books.completed += 1
-            elif outcome.kind is Kind.FILTERED:
-                books.filtered += 1
-            else:
-                errors.failed(outcome, config.device_name, item.sequence)
-                books.dropped["task_error"] += 1
-                if outcome.task == 0:
-                    self.signals.woken.wait(0.01)
-            meters.latency.add(sum(outcome.busy_ns[1:]) / 1e9)
-        self.signals.in_task = False
-        self.watchdog.stopping()
-        self.finish({"decisions": [], "away_s": 0.0, "bytes_sent": 0, "cloud_cpu_s": 0.0, "reconnects": 0})
-        if error is not None:
-            _complain(error)
-            return 1
-        return 130 if self.signals.count > 1 else 0
-
-
-class OffloadRun(_Run):
+class OffloadRun(Run):
     """The first tasks on this device, the rest in the cloud, in manual or automatic mode."""
 
     def __init__(self, config: DeviceConfig, chain: Chain, policy: Policy | None = None) -> None:
@@ -383,7 +187,7 @@ class OffloadRun(_Run):
         )
         self.link.start()
         self.watchdog.ready()
-        _print(f"{self.decision.reason}; server {config.host}:{config.port}")
+        say(f"{self.decision.reason}; server {config.host}:{config.port}")
         if self._wait_for_server():
             pipeline.start()
             self.began_at = self._window_at = time.monotonic()
@@ -438,12 +242,12 @@ class OffloadRun(_Run):
             return
         if not decision.routine:
             codec = f", codec {before.codec} -> {decision.codec}" if before.codec != decision.codec else ""
-            _print(f"split {_in_words(before.shares)} -> {_in_words(decision.shares)}{codec}: {decision.reason}")
+            say(f"split {in_words(before.shares)} -> {in_words(decision.shares)}{codec}: {decision.reason}")
         self.decisions.append(
             {
                 "t": round(now - self.began_at, 3),
-                "from": _shares(before.shares),
-                "to": _shares(decision.shares),
+                "from": share_of(before.shares),
+                "to": share_of(decision.shares),
                 "reason": decision.reason,
                 "predicted_fps": decision.predicted_fps,
                 "observed_fps": round(observation.fps, 3),
@@ -466,7 +270,7 @@ class OffloadRun(_Run):
             if self.signals.count and not asked:
                 asked = True
                 deadline = time.monotonic() + self.config.drain_s
-                _print(
+                say(
                     f"stopping: finishing what is on its way, for {self.config.drain_s:g} s at most; "
                     "Ctrl-C again stops at once"
                 )
@@ -521,7 +325,7 @@ class OffloadRun(_Run):
             self.spool.close()
         error = pipeline.error or self.link.error
         if error is not None:
-            _complain(error)
+            complain(error)
             return 1
         return 130 if self.signals.count > 1 else 0
 
@@ -586,22 +390,3 @@ class OffloadRun(_Run):
 
     def away(self, reason: str) -> None:
         pass  # the link logs it; the route changes by itself
-
-
-def _shares(counts: Mapping[int, float]) -> dict[str, float]:
-    total = sum(counts.values())
-    return {str(n): round(count / total, 4) for n, count in sorted(counts.items()) if count} if total else {}
-
-
-def _in_words(shares: Mapping[int, float]) -> str:
-    if len(shares) == 1:
-        return str(next(iter(shares)))
-    return " + ".join(f"{n} ({share:.0%})" for n, share in sorted(shares.items()))
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)
-
-
-def _complain(error: OffloadError) -> None:
-    print(f"iot_client_coordinator.py: {error}", file=sys.stderr, flush=True)

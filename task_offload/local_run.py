@@ -1,0 +1,79 @@
+"""Local-only mode: every task on this device. In: a config. Out: an exit status."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import nullcontext
+
+from task_offload.emulated_cpu import EmulatedCpu
+from task_offload.errors import OffloadError, SourceError
+from task_offload.run import Run, complain, say
+from task_offload.runner import Kind, Runner, States, TaskErrorLog
+from task_offload.task import Item
+
+
+class LocalRun(Run):
+    """Every task on this device, in one loop, on the main thread."""
+
+    def run(self) -> int:
+        config, chain, meters = self.config, self.chain, self.meters
+        cpu = EmulatedCpu(config.emulate_cpu) if config.emulate_cpu is not None else None
+        error: OffloadError | None = None
+        self.rate = self.open_source()
+        self.began_at = self._window_at = due = time.monotonic()
+        pace_s = self.pace_s()
+        runner, states, errors = Runner(chain), States(), TaskErrorLog(chain.names)
+        tasks = len(chain.tasks)
+        session = os.urandom(16).hex()
+        books = self.books
+        self.watchdog.ready()
+        say(f"running all {tasks} tasks of {config.app} on this device; Ctrl-C ends it")
+        while not self.signals.count and (config.items is None or books.captured < config.items):
+            now = time.monotonic()
+            if self.window_due(now):
+                self.end_window(now, books.finished)
+                self.watchdog.beat()
+            if config.duration_s is not None and now - self.began_at >= config.duration_s:
+                break
+            if pace_s is not None:
+                if self.signals.woken.wait(max(0.0, due - now)):
+                    break
+                due = max(due + pace_s, time.monotonic() - pace_s)
+            item = Item(config.device_name, session, books.captured, time.time(), tasks)
+            try:
+                self.signals.in_task = True
+                with cpu.work() if cpu is not None else nullcontext():
+                    outcome = runner.run(item, states, (), 0, tasks)
+                self.signals.in_task = False
+            except SourceError as problem:
+                error = problem
+                break
+            except KeyboardInterrupt:
+                if item.state is not states.of_task(0):  # the first task had yielded it
+                    books.captured += 1
+                    meters.splits[tasks] += 1
+                    books.dropped["stopped"] += 1
+                break
+            if outcome.task == 0 and outcome.kind is Kind.FILTERED:
+                break
+            books.captured += 1
+            meters.captured += 1
+            meters.splits[tasks] += 1
+            if outcome.kind is Kind.COMPLETED:
+                books.completed += 1
+            elif outcome.kind is Kind.FILTERED:
+                books.filtered += 1
+            else:
+                errors.failed(outcome, config.device_name, item.sequence)
+                books.dropped["task_error"] += 1
+                if outcome.task == 0:
+                    self.signals.woken.wait(0.01)
+            meters.latency.add(sum(outcome.busy_ns[1:]) / 1e9)
+        self.signals.in_task = False
+        self.watchdog.stopping()
+        self.finish({"decisions": [], "away_s": 0.0, "bytes_sent": 0, "cloud_cpu_s": 0.0, "reconnects": 0})
+        if error is not None:
+            complain(error)
+            return 1
+        return 130 if self.signals.count > 1 else 0

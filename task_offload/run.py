@@ -1,0 +1,167 @@
+"""One run of a device, in whatever mode. In: what was counted. Out: prints, windows, the summary, the report."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+from task_offload.config import DeviceConfig
+from task_offload.errors import AppError, OffloadError
+from task_offload.observe.books import Books
+from task_offload.observe.load import LoadMeter
+from task_offload.observe.meters import DeviceMeters
+from task_offload.observe.report import load_report, write_report
+from task_offload.observe.watchdog import Watchdog
+from task_offload.task import Chain
+
+WINDOW_S = 3.0  # between prints of the throughput
+MOST_WINDOWS = 10_000  # in the report: the newest, of a run of months
+
+
+class Signals:
+    """The first SIGINT or SIGTERM asks to stop, the second to stop at once.
+
+    Attributes:
+        count: how many came.
+        woken: one came.
+        in_task: the main thread is in a task, which only an exception can end.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.woken = threading.Event()
+        self.in_task = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._received)
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        self.woken.set()
+        if self.in_task:
+            if self.count > 1:
+                raise KeyboardInterrupt
+            # Not print: the task that was interrupted may be printing.
+            os.write(1, b"stopping: finishing this item; Ctrl-C again stops at once\n")
+
+
+class Run:
+    """What both kinds of run have: a source, prints, windows, a report."""
+
+    def __init__(self, config: DeviceConfig, chain: Chain) -> None:
+        self.config = config
+        self.chain = chain
+        self.books = Books()
+        self.meters = DeviceMeters(len(chain.tasks), config.max_latency_s)
+        self.signals = Signals()
+        self.load = LoadMeter()
+        self.watchdog = Watchdog()
+        self.began_at = time.monotonic()
+        self.windows: list[dict[str, Any]] = []
+        self._window_at = self.began_at
+        self._finished_before = 0
+        self._splits_before: dict[int, int] = {}
+
+    def open_source(self) -> float | None:
+        """Opens the app's source. Returns its rate, None if it is live or does not say."""
+        if self.chain.open_source is None:
+            if self.config.source is not None:
+                raise AppError(f"app {self.chain.app}: it takes no --source; give it an open_source(source)")
+            return None
+        rate = self.chain.open_source(self.config.source)
+        if rate is not None and not rate > 0:
+            raise AppError(f"app {self.chain.app}: open_source returned {rate!r}; it returns a rate above 0, or None")
+        return rate
+
+    @property
+    def live(self) -> bool:
+        """Whether the source cannot wait."""
+        return self.chain.open_source is not None and self.rate is None
+
+    rate: float | None = None
+
+    def pace_s(self) -> float | None:
+        if self.config.realtime and self.rate is not None:
+            return 1 / self.rate
+        return None
+
+    def window_due(self, now: float) -> bool:
+        return now - self._window_at >= WINDOW_S
+
+    def end_window(self, now: float, finished: int) -> None:
+        """Prints and notes the throughput of the last seconds."""
+        seconds = now - self._window_at
+        fps = (finished - self._finished_before) / seconds
+        splits = {n: count - self._splits_before.get(n, 0) for n, count in self.meters.splits.items()}
+        shares = share_of(splits)
+        self._window_at, self._finished_before, self._splits_before = now, finished, dict(self.meters.splits)
+        self.windows.append({"t": round(now - self.began_at, 3), "fps": round(fps, 3), "splits": shares})
+        del self.windows[:-MOST_WINDOWS]
+        say(f"average throughput {fps:7.2f} FPS{self.describe(shares)}")
+
+    def describe(self, shares: Mapping[str, float]) -> str:
+        return ""
+
+    def report(self, duration_s: float, more: Mapping[str, Any]) -> dict[str, Any]:
+        latency = self.meters.latency
+        times = {f"p{p}": latency.percentile(p) for p in (50, 95, 99)}
+        return {
+            "schema": 1,
+            "mode": self.config.mode,
+            "tasks": list(self.chain.names),
+            "target_fps": self.config.target_fps,
+            "duration_s": round(duration_s, 3),
+            "items": self.books.items(),
+            "fps": round(self.books.finished / duration_s, 3) if duration_s > 0 else 0.0,
+            "windows": self.windows,
+            "latency_ms": {name: None if s is None else round(s * 1000, 3) for name, s in times.items()},
+            "splits": {str(n): count for n, count in sorted(self.meters.splits.items())},
+            "load": load_report(self.load.measure()),
+            "device_cpu_s": round(time.process_time(), 3),
+            "emulated": {
+                "cpu": self.config.emulate_cpu,
+                "link_bytes_per_s": self.config.emulate_link.bytes_per_s if self.config.emulate_link else None,
+                "link_delay_s": self.config.emulate_link.delay_s if self.config.emulate_link else None,
+            },
+            **more,
+        }
+
+    def finish(self, more: Mapping[str, Any]) -> None:
+        """Prints the summary and writes the report. Raises StoreError if that cannot be."""
+        duration_s = time.monotonic() - self.began_at
+        books = self.books
+        assert books.captured == books.ended, f"the books do not add up: {books}"
+        fps = books.finished / duration_s if duration_s > 0 else 0.0
+        p50, p99 = (self.meters.latency.percentile(p) for p in (50, 99))
+        times = f", latency p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms" if p50 and p99 else ""
+        say(f"{books.summary()}; {duration_s:.1f} s, {fps:.2f} FPS{times}")
+        if self.config.report is not None:
+            write_report(self.config.report, self.report(duration_s, more))
+
+
+def share_of(counts: Mapping[int, float]) -> dict[str, float]:
+    """Each split's share of the counts, by its name in reports."""
+    total = sum(counts.values())
+    return {str(n): round(count / total, 4) for n, count in sorted(counts.items()) if count} if total else {}
+
+
+def in_words(shares: Mapping[int, float]) -> str:
+    """Splits with their shares, for people."""
+    if len(shares) == 1:
+        return str(next(iter(shares)))
+    return " + ".join(f"{n} ({share:.0%})" for n, share in sorted(shares.items()))
+
+
+def say(text: str) -> None:
+    """One line for people, at once."""
+    print(text, flush=True)
+
+
+def complain(error: OffloadError) -> None:
+    """The one line that says why the run could not do its work."""
+    print(f"iot_client_coordinator.py: {error}", file=sys.stderr, flush=True)
