@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from task_offload.agreement import chain_spec
@@ -53,7 +54,18 @@ def run_device(config: DeviceConfig) -> int:
     chain = load_app(config.app)
     if config.split is not None:
         _check_split(config.split, chain)
+        config = _named_by_token(config)
     return LocalRun(config, chain).run() if config.split is None else OffloadRun(config, chain).run()
+
+
+def _named_by_token(config: DeviceConfig) -> DeviceConfig:
+    """The token names the device. A missing one is said here, before anything is opened."""
+    assert config.host is not None
+    token = find_token(config.host, config.port) if config.use_tls else None
+    if token is None or token.device is None or token.device == config.device_name:
+        return config
+    log.info("this device is %s, as its token says", token.device)
+    return replace(config, device_name=token.device)
 
 
 def _check_split(split: int, chain: Chain) -> None:
@@ -76,7 +88,6 @@ class OffloadRun(Run):
         assert config.split is not None
         if not config.use_tls:
             check_no_tls_addresses(config.host)
-        self._find_token()  # a missing token is said before anything is opened
         self._codecs = available_codecs() if config.codec == "auto" else (config.codec,)
         self._cloud_codecs = frozenset(self._codecs)
         self.model: ModelPolicy | None = None

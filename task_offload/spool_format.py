@@ -90,7 +90,7 @@ def is_torn_segment_head(file: int) -> bool:
     if len(raw) < _SEGMENT_HEAD.size or not any(raw):
         return True
     meta_bytes = _SEGMENT_HEAD.unpack(raw)[3]
-    return meta_bytes <= MAX_META_BYTES and os.fstat(file).st_size < len(raw) + meta_bytes + _CRC.size
+    return bool(meta_bytes <= MAX_META_BYTES and os.fstat(file).st_size < len(raw) + meta_bytes + _CRC.size)
 
 
 def pack_record_head(segment_crc: int, sequence: int, items: int, parts: list[memoryview]) -> bytes:
