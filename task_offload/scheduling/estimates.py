@@ -22,6 +22,7 @@ LINK_PEAK_MEMORY_S = 300.0
 LINK_STALE_PER_S, LINK_UNREST_STALE_PER_S = 0.006, 0.2  # what certainty of the link is lost with each second
 FIRST_SPREAD = 0.3  # relative standard deviation of one item's cost, until it is known
 CROWD_PACE = 0.2  # of the new in the mean of how many threads are busy
+CROWD_STEP = 0.25  # relative; a larger difference is believed at once
 IDLE_CROWD = 0.85  # of the device's cores or the link's time; used less than this, something else is the limit
 STEP_SIGMAS = 4.0  # this far from the mean twice in a row, or twice as far once, is a step and not noise
 STEP_SHARE = 0.1  # smaller steps are left to the moving mean
@@ -219,7 +220,10 @@ class Estimates:
         busy_s = sum(each.busy_s for each in observation.device)
         busy_s += sum(each.encode_s for each in observation.payloads.values())
         # Threads that wait for each other's core are busy by the clock. More than all cores cannot be.
-        self._crowd += CROWD_PACE * (busy_s / (observation.interval_s * observation.cores) - self._crowd)
+        busy = busy_s / (observation.interval_s * observation.cores)
+        self._crowd += (CROWD_PACE if abs(busy - self._crowd) < CROWD_STEP * self._crowd else 1.0) * (
+            busy - self._crowd
+        )
         crowd = max(1.0, self._crowd)
         moved: list[tuple[float, float]] = []
         stale: list[Mean] = []

@@ -21,7 +21,7 @@ from task_offload.scheduling.observation import Decision, Observation, Route
 
 TOLERANCE = 0.03  # a stretch of `JUDGED_S` seconds below the target by less than this still meets it
 JUDGED_S = 3.0
-LEAST_MARGIN, MOST_MARGIN = 0.0, 0.06  # capacity above the target that a choice aims at; more where items differ more
+LEAST_MARGIN, MOST_MARGIN = 0.0, 0.07  # capacity above the target that a choice aims at; more where items differ more
 ENOUGH = 0.98  # below this share of the target, the choice in force has to go
 GAIN = 0.05  # a change of the set of splits must save or gain at least this
 SHARE_STEP = 0.02  # smaller changes of a share are not worth a decision
@@ -96,6 +96,7 @@ class ModelPolicy:
         self._switched_s = -math.inf
         self._saved_s = -math.inf
         self._patience_s = PATIENCE_S
+        self._rest_s = 0.0  # least time between switches while the target is out of reach
         self._forgiven_s = 0.0
         self._probed_s = -math.inf
         self._looked_s = -math.inf
@@ -150,7 +151,7 @@ class ModelPolicy:
         best, meets = self._best(sure, demand_fps, aim_fps)
         probes = self._probes(found, known, uncertain, best, meets, demand_fps, now_s)
         dearest_s = max(option.cloud_s for option in found)
-        why = self._why(current, kept, best, holds, aim_fps, now_s, since_look_s, LEAST_GAIN * dearest_s)
+        why = self._why(current, kept, best, meets, holds, aim_fps, now_s, since_look_s, LEAST_GAIN * dearest_s)
         if why:
             self._switch(why, now_s)
             return self._decision(best, self._reason(current, best, why, demand_fps, known.costs), probes)
@@ -273,6 +274,7 @@ class ModelPolicy:
         current: Choice,
         kept: Choice,
         best: Choice,
+        meets: bool,
         holds: bool,
         aim_fps: float,
         now_s: float,
@@ -283,9 +285,14 @@ class ModelPolicy:
         if now_s - self._forgiven_s > FORGIVE_S:
             self._forgiven_s = now_s
             self._patience_s = max(PATIENCE_S, self._patience_s / 2)
+            self._rest_s /= 2.0
         same = best.splits == current.splits and best.codec == current.codec
         self._short_s = 0.0 if holds else self._short_s + since_look_s
         faster = best.capacity_fps > (1.0 + GAIN) * kept.capacity_fps
+        if not meets:
+            # There is time then: each attempt at more speed waits longer than the one before, unless something changed.
+            rest_s = min(self._rest_s, JUDGED_S) if self._estimates.stepped else self._rest_s
+            faster = faster and now_s - self._switched_s >= rest_s
         if not same and not holds and (faster or not self._in_time(current)):
             passing = current.limit == cost_model.RESOURCES[cost_model.LINK] and self._estimates.link.unrest > MOVING
             if not passing or self._short_s > JUDGED_S:
@@ -304,6 +311,7 @@ class ModelPolicy:
         self._saved_s = now_s if why == "save" else -math.inf
         self._switched_s = now_s
         self._saving = 0.0
+        self._rest_s = min(2.0 * max(self._rest_s, JUDGED_S), MAX_PATIENCE_S)
         self._recent.clear()
 
     # What is worth a probe

@@ -29,7 +29,7 @@ QUEUE = 4  # items that wait between two stages
 WINDOW = 16
 _NOISES = 4096
 STALL_S = 0.018  # what a quota of 0.1 with a period of 20 ms lets a task wait
-CROWDED = 0.93  # use of the device's cores from which its threads wait for each other
+CROWDED = 0.85  # use of the device's cores from which its threads wait for each other
 
 
 class Line:
@@ -326,11 +326,12 @@ class SimulatedDevice:
             cost[3] += items
             cost[4] += costs.payloads[key].decode_s * noise
         use = interval.device_s / (self.interval_s * self.world.cores)
-        if use > CROWDED:  # the capture thread and the workers wait for each other's core, and the clock runs on
-            device_s[0] *= 2.0
+        crowd = min(max((use - CROWDED) / (1.0 - CROWDED), 0.0), 1.0)
+        if crowd:  # the capture thread and the workers wait for each other's core, and the clock runs on
+            device_s[0] *= 1.0 + crowd
             rest = max(interval.device_s - interval.capture_s, 1e-9)
             for i in range(1, tasks):
-                device_s[i] *= 1.0 + interval.capture_s / rest * 0.5
+                device_s[i] *= 1.0 + crowd * min(1.0, 0.5 * interval.capture_s / rest)
         held_s = 0.0
         if not math.isfinite(self.world.source_fps):
             held_s = max(0.0, self.interval_s - interval.capture_s)
