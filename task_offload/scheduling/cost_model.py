@@ -121,7 +121,14 @@ def options(costs: Costs) -> list[Option]:
             main_s / costs.main_share,
             q * trip_s / costs.window,
         )
-        latency_s = device_work[split] + payload.encode_s + trip_s
+        latency_s = (
+            sum(costs.device_s[:split])
+            + payload.encode_s
+            + transfer_s
+            + costs.round_trip_s
+            + payload.decode_s
+            + sum(costs.cloud_s[split:])
+        )
         found.append(Option(split, codec, use_s, max(use_s), work_s + main_s, latency_s, q * payload.size_bytes))
     return found
 

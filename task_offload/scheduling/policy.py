@@ -39,7 +39,9 @@ MOST_UNREST = 0.3  # of a link that moves, at most so much of its mean is not co
 LOOK_AROUND_S = 2.0  # between looks at all other choices, while the one in force holds
 CATCH_UP = 0.7  # of what the last seconds lacked, the shares make up for in the next as many
 CATCH_UP_LEAST, CATCH_UP_MOST = -0.15, 0.3
-MIN_SHARE = 0.01  # of either split of a mix
+LATE_SHARE, LATE_PACE = 0.05, 0.1  # of the items may be later than --max-latency
+LATENCY_UP, LATENCY_DOWN, MOST_LATENCY_FACTOR = 1.02, 0.999, 3.0  # at each interval with more, or fewer, too late
+MIN_SHARE = 0.002  # of either split of a mix
 LINK_MATTERS = 0.5  # of its busiest resource's use, an option's use of the link
 HOPE = 0.9  # of its uncertainty, a cost may turn out to be lower
 LEARN = 0.03  # of a difference between prediction and throughput, at each interval
@@ -101,7 +103,8 @@ class ModelPolicy:
         self._probed_s = -math.inf
         self._looked_s = -math.inf
         self._looked_fps = math.inf
-        self._latency_factor = 1.0
+        self._latency_factor = 1.0  # of what waiting in queues makes of a latency
+        self._late = 0.0  # share of the items that were too late of late
         self._recent: deque[_Past] = deque()  # the last intervals, JUDGED_S together
         self._short_s = 0.0  # how long the target is out of reach for the splits in force
         self._saving = 0.0  # mean of what the best choice would have saved of late, relative
@@ -189,9 +192,10 @@ class ModelPolicy:
         Returns:
             Throughput over the last `JUDGED_S`, or None if the splits in force are younger.
         """
-        if observation.latency_s is not None and self._goal.max_latency_s is not None:
-            seen = observation.latency_s / max(current.latency_s, 1e-6)
-            self._latency_factor += 0.2 * (min(max(seen, 1.0), 5.0) - self._latency_factor)
+        if self._goal.max_latency_s is not None and observation.finished:
+            self._late += LATE_PACE * (observation.late / observation.finished - self._late)
+            pace = LATENCY_UP if self._late > LATE_SHARE else LATENCY_DOWN
+            self._latency_factor = min(max(self._latency_factor * pace, 1.0), MOST_LATENCY_FACTOR)
         recent = self._recent
         if self._estimates.stepped:
             recent.clear()
@@ -232,7 +236,7 @@ class ModelPolicy:
         """The cheapest choice that meets the demand, or else the fastest; and which of the two it is."""
         usable = [option for option in found if option.latency_s * self._latency_factor <= self._max_latency_s]
         if not usable:
-            usable = [min(found, key=lambda option: option.latency_s)]
+            return cost_model.single(min(found, key=lambda option: option.latency_s)), False
         for fps in (aim_fps, demand_fps):
             choice = cost_model.cheapest(usable, fps)
             if choice is not None:

@@ -40,10 +40,10 @@ def test_probes_come_first_and_spaced_with_their_own_codec() -> None:
     assert routes == [Route(5, "zstd")] + [usual] * (PROBE_SPACING - 1) + [Route(6), usual, usual]
 
 
-def test_a_new_decision_replaces_the_probes_that_wait() -> None:
+def test_probes_survive_a_new_decision() -> None:
     mixer = Mixer(Decision({2: 1.0}, "", probes=(Route(5), Route(6))))
-    mixer.follow(Decision({3: 1.0}, ""))
-    assert take(mixer, 6) == [3] * 6
+    mixer.follow(Decision({3: 1.0}, "", probes=(Route(1),)))
+    assert take(mixer, 2 * PROBE_SPACING + 1) == [5, 3, 3, 3, 6, 3, 3, 3, 1]
 
 
 def test_a_decision_without_a_codec_leaves_it_as_it_is() -> None:

@@ -274,8 +274,8 @@ def worlds(traces: Mapping[str, Steps] | None = None) -> tuple[World, ...]:
         World("pingpong, Pi 5", PINGPONG, 45.0, always(PI_5), link_mbit=always(60), codecs=ALL_CODECS),
         World("sensor, Pi Zero, 1 Mbit/s", SENSOR, 12.0, always(PI_ZERO), link_mbit=always(1), rtt_s=0.12),
         World("sensor, Pi Zero, live", SENSOR, 11.0, always(PI_ZERO), link_mbit=always(4), live=True, source_fps=12.0),
-        World("latency bound", SYNTHETIC, 12.0, always(PI_4), link_mbit=always(10), max_latency_s=0.25, live=True,
-              source_fps=12.0, codecs=ALL_CODECS),
+        World("latency bound", SYNTHETIC, 12.0, always(PI_4), link_mbit=always(30), max_latency_s=0.08, live=True,
+              source_fps=12.5, codecs=ALL_CODECS),
         # Steps, and slow changes.
         World("quota halves and recovers", SYNTHETIC, 25.0, ((0, 3.0), (third, 6.0), (2 * third, 3.0)),
               link_mbit=always(60), quota=True,

@@ -1,0 +1,121 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from task_offload.scheduling import cost_model
+from task_offload.scheduling.cost_model import Costs, Option, Payload, cheapest, fastest, mixed, options, single
+
+
+def costs(**changes: object) -> Costs:
+    base: dict[str, object] = {
+        "device_s": [0.010, 0.020, 0.040, 0.001],
+        "cloud_s": [0.001, 0.002, 0.004, 0.0005],
+        "survival": [1.0, 0.5, 1.0, 1.0],
+        "stateful": [False] * 4,
+        "payloads": {
+            (1, "none"): Payload(100_000, 0.001, 0.0005),
+            (2, "none"): Payload(50_000, 0.001, 0.0005),
+            (3, "none"): Payload(1_000, 0.0001, 0.0001),
+        },
+        "link_bytes_per_s": 2_500_000.0,
+        "cores": 1.0,
+        "workers": 2.0,
+        "round_trip_s": 0.02,
+        "window": 16,
+    }
+    return Costs(**(base | changes))  # type: ignore[arg-type]
+
+
+def by_split(found: list[Option]) -> dict[int, Option]:
+    return {option.split: option for option in found}
+
+
+def test_device_work_and_cloud_cost_are_the_design_formulas() -> None:
+    option = by_split(options(costs()))[2]
+    assert option.use_s[cost_model.DEVICE] == pytest.approx(0.010 + 0.020 + 0.5 * 0.001)
+    assert option.cloud_s == pytest.approx(0.5 * 0.0005 + 0.5 * 0.004 + 0.5 * 0.0005)
+    assert option.use_s[cost_model.LINK] == pytest.approx(0.5 * 50_000 / 2_500_000)
+    assert option.use_s[cost_model.WORKERS] == pytest.approx((0.5 * 0.0005 + 0.5 * 0.004) / 2)
+    assert option.use_s[cost_model.MAIN] == pytest.approx(0.5 * 0.0005)
+    assert option.size_bytes == pytest.approx(25_000)
+
+
+def test_each_limit_binds_and_is_named() -> None:
+    cases = {
+        "device": costs(),
+        "link": costs(link_bytes_per_s=100_000.0),
+        "cloud workers": costs(workers=0.01),
+        "cloud main thread": costs(main_share=0.001),
+        "window": costs(round_trip_s=2.0, window=1),
+        "device stage": costs(cores=16.0, stateful=[False, True, False, False]),
+    }
+    for limit, each in cases.items():
+        choice = single(by_split(options(each))[2])
+        assert choice.limit == limit
+        assert choice.capacity_fps == pytest.approx(1 / max(choice.use_s))
+
+
+def test_state_in_the_cloud_takes_one_worker() -> None:
+    free = by_split(options(costs(workers=4.0)))[1]
+    bound = by_split(options(costs(workers=4.0, stateful=[False, False, True, False])))[1]
+    assert bound.use_s[cost_model.WORKERS] == pytest.approx(4 * free.use_s[cost_model.WORKERS])
+
+
+def test_a_link_that_is_away_leaves_predictions_finite() -> None:
+    found = options(costs(link_bytes_per_s=0.0))
+    assert fastest(found).capacity_fps < 1
+    assert all(math.isfinite(each) for option in found for each in option.use_s)
+
+
+def test_the_cheapest_mixes_two_splits_where_no_single_one_is_as_cheap() -> None:
+    found = options(costs())
+    target = 20.0
+    alone = cheapest(found, target, mixes=False)
+    mix = cheapest(found, target)
+    assert alone is not None
+    assert mix is not None
+    assert mix.cloud_s < alone.cloud_s
+    assert mix.capacity_fps == pytest.approx(target)
+    assert set(mix.shares) == {2, 3}
+
+
+def test_a_target_beyond_all_has_no_cheapest_but_a_fastest() -> None:
+    found = options(costs())
+    assert cheapest(found, 1e4) is None
+    assert fastest(found).capacity_fps >= 0.97 * max(option.capacity_fps for option in found)
+
+
+def test_splits_with_different_codecs_are_not_mixed() -> None:
+    payloads = {(1, "none"): Payload(100_000, 0.001, 0.0005), (3, "zstd"): Payload(1_000, 0.0001, 0.0001)}
+    assert cheapest(options(costs(payloads=payloads)), 22.0) == single(options(costs(payloads=payloads))[0])
+
+
+def option(use_s: list[float], cloud_s: float, split: int) -> Option:
+    return Option(split, "none", tuple(use_s), max(use_s), cloud_s, 0.0, 0.0)
+
+
+uses = st.lists(st.floats(1e-4, 1.0), min_size=6, max_size=6)
+
+
+@given(uses, uses, st.floats(1e-4, 1.0), st.floats(1e-4, 1.0), st.floats(1.0, 200.0))
+def test_the_cheapest_share_is_the_best_of_a_fine_grid(
+    a: list[float], b: list[float], cost_a: float, cost_b: float, fps: float
+) -> None:
+    first, second = option(a, cost_a, 1), option(b, cost_b, 2)
+    found = cheapest([first, second], fps)
+    grid = [mixed(first, second, i / 200) for i in range(201)]
+    able = [choice for choice in grid if choice.capacity_fps >= fps]
+    if able:
+        assert found is not None
+        assert found.cloud_s <= min(choice.cloud_s for choice in able) * (1 + 1e-9)
+    if found is not None:
+        assert found.capacity_fps >= fps * (1 - 1e-9)
+
+
+@given(uses, uses)
+def test_the_fastest_share_is_the_best_of_a_fine_grid(a: list[float], b: list[float]) -> None:
+    first, second = option(a, 0.1, 1), option(b, 0.2, 2)
+    best = mixed(first, second, cost_model.fastest_share(first, second)).capacity_fps
+    assert best >= max(mixed(first, second, i / 200).capacity_fps for i in range(201)) * (1 - 1e-9)

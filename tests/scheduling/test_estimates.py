@@ -1,0 +1,145 @@
+import math
+import random
+
+import pytest
+
+from task_offload.scheduling.estimates import Estimates, Link, Mean
+from task_offload.scheduling.observation import Observation, PayloadCost, TaskCost
+
+KEEP = math.exp(-0.5 / 15)
+
+
+def observation(now_s: float, **changes: object) -> Observation:
+    base: dict[str, object] = {
+        "now_s": now_s,
+        "interval_s": 0.5,
+        "captured": 10,
+        "finished": 10,
+        "dropped": 0,
+        "device": (TaskCost(10, 0.1, 10), TaskCost(10, 0.2, 10), TaskCost()),
+        "cloud": (TaskCost(), TaskCost(), TaskCost(10, 0.01, 10)),
+        "payloads": {(2, "none"): PayloadCost(10, 500_000, 0.01, 10, 0.005)},
+        "source_rate": math.inf,
+    }
+    return Observation(**(base | changes))  # type: ignore[arg-type]
+
+
+def estimates(*observations: Observation, codecs: tuple[str, ...] = ("none",)) -> Estimates:
+    found = Estimates((1, 2), (False,) * 3, codecs)
+    for each in observations:
+        found.add(each)
+    return found
+
+
+def test_a_mean_is_sum_over_count_so_that_outliers_count() -> None:
+    mean = Mean()
+    for i in range(40):
+        stall = 0.1 if i % 10 == 0 else 0.0
+        mean.add(0.01 + stall, 10, i * 0.5, 1.0)
+    assert mean.value == pytest.approx(0.002)
+
+
+def test_noise_is_no_step_and_a_step_is_followed_within_two_intervals() -> None:
+    random_ = random.Random(1)
+    mean = Mean()
+    stepped = [mean.add(sum(random_.gauss(1.0, 0.2) for _ in range(9)), 9, i * 0.5, KEEP) for i in range(200)]
+    assert not any(stepped)
+    assert mean.value == pytest.approx(1.0, abs=0.03)
+    for i in range(200, 202):
+        mean.add(sum(random_.gauss(2.0, 0.4) for _ in range(9)), 9, i * 0.5, KEEP)
+    assert mean.value == pytest.approx(2.0, rel=0.15)
+
+
+def test_uncertainty_falls_with_items_and_grows_with_age() -> None:
+    mean = Mean()
+    mean.add(1.0, 1, 0.0, KEEP)
+    first = mean.spread(0.0)
+    for i in range(50):
+        mean.add(10.0, 10, i * 0.5, KEEP)
+    assert mean.spread(25.0) < first / 5
+    assert mean.spread(25.0 + 300.0) > first
+
+
+def test_measured_costs_come_back() -> None:
+    costs = estimates(*(observation(i * 0.5) for i in range(10))).costs([(2, "none")])
+    assert costs.device_s[:2] == pytest.approx([0.01, 0.02])
+    assert costs.cloud_s[2] == pytest.approx(0.001)
+    assert costs.payloads[2, "none"] == pytest.approx((50_000, 0.001, 0.0005))
+
+
+def test_threads_that_wait_for_each_other_do_not_make_tasks_look_longer() -> None:
+    crowded = (TaskCost(10, 0.4, 10), TaskCost(10, 0.59, 10), TaskCost())  # with 0.01 encoding: 1.0 s in 0.5 s
+    found = estimates(*(observation(i * 0.5, device=crowded) for i in range(10)))
+    costs = found.costs([(2, "none")])
+    work_s = sum(costs.device_s[:2]) + costs.payloads[2, "none"].encode_s
+    assert work_s == pytest.approx(0.05)  # 10 items in 0.5 s on one core
+
+
+def test_a_task_never_run_on_one_side_is_inferred_from_the_other_and_known_to_be_unsure() -> None:
+    both = observation(
+        0.5,
+        device=(TaskCost(10, 0.1, 10), TaskCost(9, 0.18, 9), TaskCost()),
+        cloud=(TaskCost(), TaskCost(1, 0.002, 1), TaskCost(10, 0.01, 10)),
+    )
+    known = estimates(both).known([(1, "none"), (2, "none")])
+    assert known.costs.device_s[2] == pytest.approx(0.01)  # ten times slower, as for task 2
+    assert known.device[2] == 1.0
+    assert known.device[0] < 0.2
+
+
+def test_what_did_not_run_moves_with_what_did() -> None:
+    found = estimates(*(observation(i * 0.5) for i in range(10)))
+    local = (TaskCost(10, 0.2, 10), TaskCost(), TaskCost())  # the device became half as fast, and task 2 went away
+    offloaded = {(1, "none"): PayloadCost(10, 500_000, 0.02, 10, 0.005)}
+    for i in range(10, 14):
+        found.add(observation(i * 0.5, device=local, payloads=offloaded))
+    assert found.costs([(1, "none")]).device_s[1] == pytest.approx(0.04, rel=0.05)
+
+
+def test_unmeasured_codecs_are_inferred_and_unsure() -> None:
+    found = estimates(observation(0.5), codecs=("none", "zstd"))
+    known = found.known(found.routes)
+    assert known.costs.payloads[2, "zstd"].size_bytes < known.costs.payloads[2, "none"].size_bytes
+    assert known.payloads[2, "zstd"] == 1.0
+    assert known.payloads[2, "none"] < 0.35
+
+
+def test_a_link_that_nothing_large_crossed_is_no_limit() -> None:
+    found = estimates(observation(0.5, acked_bytes=1500, link_busy_s=0.01))
+    assert found.costs([(2, "none")]).link_bytes_per_s == math.inf
+
+
+def test_small_payloads_tell_the_link_only_when_it_and_nothing_else_held_the_stream() -> None:
+    busy = {"acked_bytes": 100_000, "link_busy_s": 0.5}
+    idle_device = (TaskCost(10, 0.01, 10), TaskCost(10, 0.02, 10), TaskCost())
+    held = estimates(*(observation(i * 0.5, held_s=0.4, device=idle_device, **busy) for i in range(4)))
+    assert held.link.bytes_per_s == pytest.approx(200_000)
+    free = estimates(*(observation(i * 0.5, held_s=0.0, device=idle_device, **busy) for i in range(4)))
+    assert free.link.bytes_per_s == math.inf
+
+
+def test_a_steady_link_that_falls_is_believed_at_once_and_a_restless_one_is_averaged() -> None:
+    steady, restless = Link(), Link()
+    for i in range(40):
+        steady.add(500_000, 0.5, 0.5, i * 0.5)
+        restless.add(500_000 * (1.6 if i % 2 else 0.4), 0.5, 0.5, i * 0.5)
+    steady.add(100_000, 0.5, 0.5, 20.0)
+    assert steady.bytes_per_s == pytest.approx(200_000)
+    assert restless.bytes_per_s == pytest.approx(1_000_000, rel=0.1)
+    assert restless.unrest > 0.5
+    assert restless.spread(30.0) > steady.spread(30.0)
+
+
+def test_a_live_source_is_as_fast_as_it_was_when_nothing_held_it() -> None:
+    found = estimates(*(observation(i * 0.5, source_rate=None, captured=6) for i in range(60)))
+    assert found.source_rate == pytest.approx(12.0)
+    for i in range(60, 70):
+        found.add(observation(i * 0.5, source_rate=None, captured=3, dropped=1))
+    assert found.source_rate == pytest.approx(12.0)
+
+
+def test_what_a_limit_gave_corrects_its_prediction() -> None:
+    found = estimates(observation(0.5))
+    before = found.costs([(2, "none")]).cores
+    found.correct("device", 0.9)
+    assert found.costs([(2, "none")]).cores == pytest.approx(0.9 * before)

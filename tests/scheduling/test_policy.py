@@ -1,0 +1,112 @@
+from dataclasses import replace
+
+import pytest
+
+from task_offload.scheduling.observation import Decision
+from task_offload.scheduling.policy import Goal, ModelPolicy
+from task_offload.scheduling.simulation.laboratory import Run, goal_of, judge, run
+from task_offload.scheduling.simulation.worlds import ALL_CODECS, SYNTHETIC, TRAFFIC, World, always
+
+HEAVY = World("heavy middle", TRAFFIC, 15.0, always(2.5), link_mbit=always(40.0), duration_s=60.0)
+
+
+def simulate(world: World, seed: int = 0) -> Run:
+    return run(world, lambda world: ModelPolicy(goal_of(world)), seed)
+
+
+def switches(found: Run) -> list[tuple[float, Decision]]:
+    """Decisions that change the set of splits or the codec."""
+    assert found.first is not None
+    state, kept = (set(found.first.shares), found.first.codec), []
+    for second, decision in found.decisions:
+        if (set(decision.shares), decision.codec) != state:
+            state = (set(decision.shares), decision.codec)
+            kept.append((second, decision))
+    return kept
+
+
+def test_a_mix_meets_the_target_for_much_less_than_any_single_split() -> None:
+    score = judge(simulate(HEAVY))
+    assert score.met_share > 0.9
+    assert score.cost_ratio < 1.25
+    assert score.cloud_s < 0.5 * score.single_s
+
+
+def test_it_converges_within_two_decisions_and_then_stays() -> None:
+    found = simulate(HEAVY)
+    assert judge(found).converge_decisions[0] <= 2
+    assert [second for second, _ in switches(found) if second > 10] == []
+
+
+def test_it_offloads_at_once_when_the_device_slows_and_takes_back_after() -> None:
+    world = replace(
+        HEAVY, target_fps=12.0, slowdown=((0.0, 2.0), (30.0, 4.5), (60.0, 2.0)), duration_s=90.0, steady=False
+    )
+    found = simulate(world)
+    offloaded = next(second for second, decision in switches(found) if min(decision.shares) < 3)
+    assert 30.0 < offloaded < 33.0
+    assert max(window.shares.get(3, 0.0) for window in found.windows if 35.0 < window.second <= 60.0) < 0.7
+    assert min(window.shares.get(3, 0.0) for window in found.windows if window.second > 75.0) > 0.97
+
+
+def test_a_target_that_the_highest_split_meets_needs_no_probe_and_no_switch() -> None:
+    found = simulate(replace(HEAVY, target_fps=5.0))
+    assert found.decisions == []
+
+
+def test_beyond_reach_it_is_as_fast_as_can_be_and_names_the_limit() -> None:
+    found = simulate(replace(HEAVY, target_fps=1000.0))
+    score = judge(found)
+    assert score.feasible == 0
+    assert score.speed is not None
+    assert score.speed > 0.9
+    assert "no split reaches 1e+03 FPS, this one is fastest; the limit is the" in switches(found)[-1][1].reason
+
+
+def test_compression_is_chosen_where_the_link_needs_it() -> None:
+    slow = replace(HEAVY, slowdown=always(1.0), target_fps=13.0, link_mbit=always(6.0), codecs=ALL_CODECS)
+    last = simulate(slow).windows[-1]
+    assert last.codec == "zstd"
+    assert last.fps > 0.97 * 13.0
+    assert simulate(replace(slow, link_mbit=always(100.0))).windows[-1].codec == "none"
+
+
+def test_a_latency_that_the_best_throughput_would_break_is_kept() -> None:
+    world = World("latency", SYNTHETIC, 15.0, always(5.0), link_mbit=always(30.0), live=True, source_fps=15.0,
+                  max_latency_s=0.08, codecs=ALL_CODECS, duration_s=40.0)  # fmt: skip
+    free, bound = simulate(replace(world, max_latency_s=None)), simulate(world)
+    assert free.windows[-1].p95_s > 0.1
+    assert bound.windows[-1].p95_s < 0.09
+
+
+def test_reasons_are_words_with_the_task_and_the_numbers() -> None:
+    second, decision = switches(simulate(HEAVY))[0]
+    assert second < 3.0
+    assert "moved to the cloud" in decision.reason
+    assert "the device needs" in decision.reason
+    assert "15 FPS allow 66.7" in decision.reason
+    assert not decision.routine
+    assert decision.predicted_fps == pytest.approx(15.0, rel=0.1)
+
+
+def test_it_waits_while_the_cloud_is_away() -> None:
+    world = replace(HEAVY, outages=((20.0, 40.0),), steady=False)
+    assert [second for second, _ in simulate(world).decisions if 21.0 < second < 40.0] == []
+
+
+def test_shares_always_add_up_and_name_allowed_splits() -> None:
+    for _, decision in simulate(HEAVY, seed=3).decisions:
+        assert sum(decision.shares.values()) == pytest.approx(1.0)
+        assert set(decision.shares) <= set(TRAFFIC.splits)
+        assert {route.split for route in decision.probes} <= set(TRAFFIC.splits)
+
+
+@pytest.mark.parametrize("broken", [{"target_fps": 0.0}, {"splits": ()}, {"codecs": ()}, {"stateful": (False,)}])
+def test_a_goal_that_cannot_work_is_refused(broken: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"target|needs"):
+        replace(goal_of(HEAVY), **broken)  # type: ignore[arg-type]
+
+
+def test_the_nearest_allowed_split_starts() -> None:
+    goal = Goal(("a", "b", "c", "d"), (False,) * 4, (2, 3), 1, 10.0)
+    assert ModelPolicy(goal).start().shares == {2: 1.0}
