@@ -13,6 +13,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 from task_offload.picture import Picture
@@ -62,21 +63,19 @@ class Server:
         self._tasks = tasks
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
-        self._clients: list[threading.Thread] = []
+        self._clients: SimpleQueue[threading.Thread] = SimpleQueue()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def wait(self) -> None:
-        """Until every client that came has left and all it sent is processed."""
-        for client in self._clients:
-            client.join()
-        self._clients.clear()
+        """Until the next client has come and left, and all it sent is processed."""
+        self._clients.get().join()
 
     def _accept(self) -> None:
         while True:
             sock, _ = self._socket.accept()
             client = threading.Thread(target=self._serve, args=(sock,), daemon=True)
-            self._clients.append(client)
             client.start()
+            self._clients.put(client)
 
     def _serve(self, sock: socket.socket) -> None:
         set_current_item(Item("forerunner", "", 0, 0.0, 1))

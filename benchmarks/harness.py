@@ -48,8 +48,9 @@ class Peer:
 
 def _quietly(target: Callable[..., None], pipe: Connection, *args: Any) -> None:
     """Runs `target` without what it prints for its users."""
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
     target(pipe, *args)
 
 

@@ -17,6 +17,7 @@ and the median latency from the end of `get_frame` to the end of `show_frame`.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import threading
@@ -26,7 +27,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from benchmarks.harness import Peer, calls, in_turn, median_ratio, print_table, verdict
 
@@ -104,19 +104,12 @@ def device(pipe: Pipe, source: str | None) -> None:
                         *options,
                     ]
                 run_device(parse_device(words, {}))
-                found = _load(report)
+                found = json.loads(report.read_text())
             items, sent_bytes = found["items"]["captured"], found["bytes_sent"]
             assert not any(found["items"]["dropped"].values()), found["items"]
         cpu_s = time.process_time() - ball_chain.cpu_began_s
         pipe.send((items, sent_bytes, cpu_s, list(ball_chain.captured_s), list(ball_chain.ended_s)))
         ball_chain.ended_s.clear()
-
-
-def _load(path: Path) -> dict[str, Any]:
-    import json
-
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
 
 
 # --- the cloud's processes --------------------------------------------------------------------------------------
@@ -150,11 +143,15 @@ def cloud(pipe: Pipe, folder: Path, results: bool, tls: bool) -> None:
 
 
 def _tell(pipe: Pipe, wait: Callable[[], None]) -> None:
-    """For each call: the CPU that this process has used, and when items ended since the call before."""
+    """For each call: the CPU that this process has used, and when items ended since the call before.
+
+    At the end of a run it waits for the run's last item.
+    """
     from benchmarks import ball_chain
 
-    for _ in calls(pipe):
-        wait()
+    for (word,) in calls(pipe):
+        if word == "end":
+            wait()
         pipe.send((time.process_time(), list(ball_chain.ended_s)))
         ball_chain.ended_s.clear()
 

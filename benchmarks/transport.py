@@ -1,6 +1,6 @@
 """The wire alone, beside bare sockets and ZeroMQ: arrays from one process to another, every message acknowledged.
 
-    python3 -m benchmarks.transport [--rounds 7] [--messages 4000] [--window 8] [--profile sender|receiver]
+    python3 -m benchmarks.transport [--rounds 7] [--messages 8000] [--window 8] [--arrays 1|2] [--only CONTENDER]
 
 A message is one array of 421,500 bytes (a frame of 500 x 281), or two. Contenders:
 
@@ -97,7 +97,7 @@ class Acknowledger:
         self.listener.start()
         pipe.send(self.listener.port)
 
-    def greeted(self, connection: Connection, hello: Hello) -> None:  # noqa: ARG002
+    def greeted(self, connection: Connection, hello: Hello) -> None:
         welcome = Welcome(Totals(), HEARTBEAT_S, SILENCE_S, UNACKED_BYTES, UNACKED_BYTES, 1024)
         self._connection = connection
         self.listener.accept(connection, None, welcome.encode())
@@ -114,7 +114,7 @@ class Acknowledger:
             connection.send(farewell(Totals(self._received, self._received)))
             self.listener.dismiss(connection)
 
-    def closed(self, connection: Connection, reason: str) -> None:  # noqa: ARG002
+    def closed(self, connection: Connection, reason: str) -> None:
         self.left.set()
 
     def flush(self) -> None:
@@ -132,7 +132,7 @@ class Hearer:
     def __init__(self) -> None:
         self.welcome = threading.Event()
 
-    def welcomed(self, session: DeviceSession, welcome: Welcome) -> None:  # noqa: ARG002
+    def welcomed(self, session: DeviceSession, welcome: Welcome) -> None:
         self.welcome.set()
 
     def learned(self, session: DeviceSession, acked: list[Acked], totals: Totals) -> None:
@@ -148,7 +148,7 @@ class Hearer:
         pass
 
 
-def receive_ours(pipe: Pipe, messages: int, arrays: int, tls: bool, folder: Path) -> Figures:  # noqa: ARG001
+def receive_ours(pipe: Pipe, messages: int, arrays: int, tls: bool, folder: Path) -> Figures:
     acknowledger = Acknowledger(messages, pipe, server_context(load_or_make_certificate(folder)) if tls else None)
     acknowledger.left.wait()
     acknowledger.listener.close()
@@ -195,7 +195,7 @@ def receive_bare(pipe: Pipe, messages: int, arrays: int, tls: bool, folder: Path
     return figures
 
 
-def send_bare(port: int, messages: int, arrays: int, tls: bool, folder: Path, window: int) -> Figures:  # noqa: ARG001
+def send_bare(port: int, messages: int, arrays: int, tls: bool, folder: Path, window: int) -> Figures:
     meter = Meter(messages)
     data = b"".join(array.tobytes() for array in make_arrays(arrays))
     sock = socket.create_connection(("127.0.0.1", port))
@@ -210,7 +210,7 @@ def send_bare(port: int, messages: int, arrays: int, tls: bool, folder: Path, wi
 # --- ZeroMQ -----------------------------------------------------------------------------------------------------
 
 
-def receive_zeromq(pipe: Pipe, messages: int, arrays: int, tls: bool, folder: Path) -> Figures:  # noqa: ARG001
+def receive_zeromq(pipe: Pipe, messages: int, arrays: int, tls: bool, folder: Path) -> Figures:
     meter = Meter(messages)
     with zmq.Context() as context, context.socket(zmq.PULL) as sock:
         pipe.send(sock.bind_to_random_port("tcp://127.0.0.1"))
@@ -222,7 +222,7 @@ def receive_zeromq(pipe: Pipe, messages: int, arrays: int, tls: bool, folder: Pa
         return meter.figures()
 
 
-def send_zeromq(port: int, messages: int, arrays: int, tls: bool, folder: Path, window: int) -> Figures:  # noqa: ARG001
+def send_zeromq(port: int, messages: int, arrays: int, tls: bool, folder: Path, window: int) -> Figures:
     meter = Meter(messages)
     args = make_arrays(arrays)
     with zmq.Context() as context, context.socket(zmq.PUSH) as sock:
