@@ -21,7 +21,7 @@ from task_offload.scheduling.observation import Decision, Observation, Route
 
 TOLERANCE = 0.03  # a stretch of `JUDGED_S` seconds below the target by less than this still meets it
 JUDGED_S = 3.0
-LEAST_MARGIN, MOST_MARGIN = 0.0, 0.07  # capacity above the target that a choice aims at; more where items differ more
+LEAST_MARGIN, MOST_MARGIN = 0.005, 0.09  # capacity above the target that a choice aims at; more where items differ more
 ENOUGH = 0.98  # below this share of the target, the choice in force has to go
 GAIN = 0.05  # a change of the set of splits must save or gain at least this
 SHARE_STEP = 0.02  # smaller changes of a share are not worth a decision
@@ -140,12 +140,13 @@ class ModelPolicy:
         fps = self._check(observation, current, aim_fps)
         kept = self._kept(current, aim_fps, None)
         trimmed = kept if fps is None else self._kept(current, aim_fps, fps)
-        holds = kept.capacity_fps >= ENOUGH * demand_fps and self._in_time(current)
-        worse = not holds and kept.capacity_fps < (1.0 - TOLERANCE) * self._looked_fps
+        able_fps = max(kept.capacity_fps, fps or 0.0)  # what was seen is possible, whatever is predicted
+        holds = able_fps >= ENOUGH * demand_fps and self._in_time(current)
+        worse = not holds and able_fps < (1.0 - TOLERANCE) * self._looked_fps
         if not (worse or estimates.stepped) and now_s - self._looked_s < LOOK_AROUND_S:
             return self._trim(current, trimmed, demand_fps)
         since_look_s = min(now_s - self._looked_s, LOOK_AROUND_S)
-        self._looked_s, self._looked_fps = now_s, kept.capacity_fps
+        self._looked_s, self._looked_fps = now_s, able_fps
 
         known = self._cautious(estimates.known(estimates.routes))
         found = cost_model.options(known.costs)
@@ -154,7 +155,9 @@ class ModelPolicy:
         best, meets = self._best(sure, demand_fps, aim_fps)
         probes = self._probes(found, known, uncertain, best, meets, demand_fps, now_s)
         dearest_s = max(option.cloud_s for option in found)
-        why = self._why(current, kept, best, meets, holds, aim_fps, now_s, since_look_s, LEAST_GAIN * dearest_s)
+        why = self._why(
+            current, kept, able_fps, best, meets, holds, aim_fps, now_s, since_look_s, LEAST_GAIN * dearest_s
+        )
         if why:
             self._switch(why, now_s)
             return self._decision(best, self._reason(current, best, why, demand_fps, known.costs), probes)
@@ -277,6 +280,7 @@ class ModelPolicy:
         self,
         current: Choice,
         kept: Choice,
+        able_fps: float,
         best: Choice,
         meets: bool,
         holds: bool,
@@ -292,7 +296,7 @@ class ModelPolicy:
             self._rest_s /= 2.0
         same = best.splits == current.splits and best.codec == current.codec
         self._short_s = 0.0 if holds else self._short_s + since_look_s
-        faster = best.capacity_fps > (1.0 + GAIN) * kept.capacity_fps
+        faster = best.capacity_fps > (1.0 + GAIN) * able_fps
         if not meets:
             # There is time then: each attempt at more speed waits longer than the one before, unless something changed.
             rest_s = min(self._rest_s, JUDGED_S) if self._estimates.stepped else self._rest_s
@@ -302,7 +306,7 @@ class ModelPolicy:
             if not passing or self._short_s > JUDGED_S:
                 return "need"
         saving = 0.0
-        if not same and best.capacity_fps >= min(aim_fps, ENOUGH * kept.capacity_fps):
+        if not same and best.capacity_fps >= min(aim_fps, ENOUGH * able_fps):
             saving = 1.0 - (best.cloud_s + least_gain_s) / max(kept.cloud_s, 1e-9)
         # A mean over time, so that noise does not start the wait again, and much is taken sooner than little.
         self._saving += min(1.0, since_look_s / self._patience_s) * (saving - self._saving)
