@@ -6,16 +6,21 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
 from task_offload.config import DeviceConfig, EmulatedLink
 from task_offload.errors import OffloadError
+from task_offload.run import say
+from task_offload.runner import Kind, Runner, States
+from task_offload.task import Chain, Item, load_app
 
-CPU_FACTOR = 4.0
+CPU_FACTOR = 10.0
 LINK = EmulatedLink(bytes_per_s=100e6 / 8, delay_s=0.005)
-TARGET_FPS = 40.0
-START_SPLIT = 6
+DEMAND = 1.5  # times what the emulated device could do alone, so that the split has to move
+MEASURE_S = 2.0
+MEASURE_ITEMS = 40
 
 
 def run_demo(config: DeviceConfig) -> int:
@@ -35,25 +40,27 @@ def run_demo(config: DeviceConfig) -> int:
             port = server.stdout.readline().strip()
             if not port:
                 raise OffloadError("the demo's server did not start; its message stands above")
-            config = replace(
-                config,
-                host="127.0.0.1",
-                port=int(port),
-                split=START_SPLIT,
-                target_fps=TARGET_FPS,
-                emulate_cpu=config.emulate_cpu or CPU_FACTOR,
-                emulate_link=config.emulate_link or LINK,
-                demo=False,
+            chain = load_app(config.app)
+            factor, link = config.emulate_cpu or CPU_FACTOR, config.emulate_link or LINK
+            alone_fps = _fps_here(config, chain) / factor
+            target_fps = float(f"{DEMAND * alone_fps:.2g}")
+            say(
+                f"demo: an emulated device {factor:g} times slower than this machine, which manages {alone_fps:.2g} FPS "
+                f"alone; an emulated link of {link.bytes_per_s * 8 / 1e6:g} Mbit/s with {link.delay_s * 1000:g} ms "
+                f"delay; {target_fps:g} FPS wanted"
             )
-            link = config.emulate_link
-            assert link is not None
-            print(
-                f"demo: an emulated device {config.emulate_cpu:g} times slower than this machine, an emulated link of "
-                f"{link.bytes_per_s * 8 / 1e6:g} Mbit/s with {link.delay_s * 1000:g} ms delay; "
-                f"{TARGET_FPS:g} FPS wanted",
-                flush=True,
+            return run_device(
+                replace(
+                    config,
+                    host="127.0.0.1",
+                    port=int(port),
+                    split=chain.splits[-1],
+                    target_fps=target_fps,
+                    emulate_cpu=factor,
+                    emulate_link=link,
+                    demo=False,
+                )
             )
-            return run_device(config)
         finally:
             server.terminate()
             assert server.stdout is not None
@@ -62,6 +69,23 @@ def run_demo(config: DeviceConfig) -> int:
                 server.wait(10)
             except subprocess.TimeoutExpired:
                 server.kill()
+
+
+def _fps_here(config: DeviceConfig, chain: Chain) -> float:
+    """How many items a second one core of this machine can take to the last task."""
+    if chain.open_source is not None:
+        chain.open_source(config.source)
+    runner, states = Runner(chain), States()
+    began = time.thread_time()
+    items = 0
+    for items in range(1, MEASURE_ITEMS + 1):
+        item = Item(config.device_name, "0" * 32, items, 0.0, chain.splits[-1])
+        if (
+            runner.run(item, states, (), 0, chain.splits[-1]).kind is Kind.FAILED
+            or time.thread_time() - began > MEASURE_S
+        ):
+            break
+    return items / max(time.thread_time() - began, 1e-6)
 
 
 def _serve(folder: Path) -> None:
