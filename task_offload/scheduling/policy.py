@@ -274,7 +274,7 @@ class ModelPolicy:
             return None
         split = min(kept.splits)
         reason = f"{kept.shares[split]:.0%} of the items at split {split}, the rest at {max(kept.splits)}"
-        return self._decision(kept, f"{reason}: {demand_fps:.3g} FPS at the least cloud time", routine=True)
+        return self._decision(kept, f"{reason}: {demand_fps:.4g} FPS at the least cloud time", routine=True)
 
     def _why(
         self,
@@ -398,13 +398,14 @@ class ModelPolicy:
         if math.isinf(demand_fps):
             parts.append(f"this is fastest; the limit is the {new.limit}")
         elif new.capacity_fps < ENOUGH * demand_fps:
-            parts.append(f"no split reaches {demand_fps:.3g} FPS, this one is fastest; the limit is the {new.limit}")
+            wanted = f"no split reaches {demand_fps:.4g} FPS, this" if math.isfinite(demand_fps) else "this"
+            parts.append(f"{wanted} one is fastest; the limit is the {new.limit}")
         elif why == "need" and old.limit == "device":
             parts.append(
-                f"the device needs {device_ms:.3g} ms an item, {demand_fps:.3g} FPS allow {1e3 / demand_fps:.3g}"
+                f"the device needs {device_ms:.3g} ms an item, {demand_fps:.4g} FPS allow {1e3 / demand_fps:.3g}"
             )
         elif why == "need":
-            parts.append(f"the {old.limit} allows {old.capacity_fps:.3g} FPS of the {demand_fps:.3g} wanted")
+            parts.append(f"the {old.limit} allows {old.capacity_fps:.3g} FPS of the {demand_fps:.4g} wanted")
         else:
             parts.append(f"{1e3 * new.cloud_s:.3g} ms of cloud time an item instead of {1e3 * old.cloud_s:.3g}")
         if math.isfinite(costs.link_bytes_per_s):

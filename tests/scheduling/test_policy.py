@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -60,7 +61,16 @@ def test_beyond_reach_it_is_as_fast_as_can_be_and_names_the_limit() -> None:
     assert score.feasible == 0
     assert score.speed is not None
     assert score.speed > 0.9
-    assert "no split reaches 1e+03 FPS, this one is fastest; the limit is the" in switches(found)[-1][1].reason
+    assert "no split reaches 1000 FPS, this one is fastest; the limit is the" in switches(found)[-1][1].reason
+
+
+def test_without_a_target_it_takes_the_fastest_codec_of_the_split_that_is_given() -> None:
+    world = replace(HEAVY, link_mbit=always(6.0), slowdown=always(1.0), codecs=ALL_CODECS)
+    goal = replace(goal_of(world), splits=(2,), start=2, target_fps=math.inf)
+    found = run(world, lambda _: ModelPolicy(goal), 0)
+    assert found.windows[-1].shares == {2: 1.0}
+    assert found.windows[-1].codec == "zstd"
+    assert "inf" not in switches(found)[-1][1].reason
 
 
 def test_compression_is_chosen_where_the_link_needs_it() -> None:
