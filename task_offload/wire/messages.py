@@ -211,6 +211,7 @@ class Totals:
             by_reason[reason] = reader.fields(_U64)[0]
         if sum(by_reason.values()) != dropped or completed + filtered + dropped > next_sequence:
             raise ProtocolError("an acknowledgement's books do not add up")
+        check_sequences(next_sequence, 0)
         return Totals(next_sequence, completed, filtered, by_reason, cpu_us)
 
 
