@@ -45,8 +45,8 @@ def run_demo(config: DeviceConfig) -> int:
             alone_fps = _fps_here(config, chain) / factor
             target_fps = float(f"{DEMAND * alone_fps:.2g}")
             say(
-                f"demo: an emulated device {factor:g} times slower than this machine, which manages {alone_fps:.2g} FPS "
-                f"alone; an emulated link of {link.bytes_per_s * 8 / 1e6:g} Mbit/s with {link.delay_s * 1000:g} ms "
+                f"demo: an emulated device {factor:g} times slower than this machine, which alone manages "
+                f"{alone_fps:.2g} FPS; an emulated link of {link.bytes_per_s * 8 / 1e6:g} Mbit/s with {link.delay_s * 1000:g} ms "
                 f"delay; {target_fps:g} FPS wanted"
             )
             return run_device(
@@ -80,10 +80,8 @@ def _fps_here(config: DeviceConfig, chain: Chain) -> float:
     items = 0
     for items in range(1, MEASURE_ITEMS + 1):
         item = Item(config.device_name, "0" * 32, items, 0.0, chain.splits[-1])
-        if (
-            runner.run(item, states, (), 0, chain.splits[-1]).kind is Kind.FAILED
-            or time.thread_time() - began > MEASURE_S
-        ):
+        outcome = runner.run(item, states, (), 0, chain.splits[-1])
+        if outcome.kind is Kind.FAILED or time.thread_time() - began > MEASURE_S:
             break
     return items / max(time.thread_time() - began, 1e-6)
 
