@@ -46,8 +46,8 @@ def run_demo(config: DeviceConfig) -> int:
             target_fps = float(f"{DEMAND * alone_fps:.2g}")
             say(
                 f"demo: an emulated device {factor:g} times slower than this machine, which alone manages "
-                f"{alone_fps:.2g} FPS; an emulated link of {link.bytes_per_s * 8 / 1e6:g} Mbit/s with {link.delay_s * 1000:g} ms "
-                f"delay; {target_fps:g} FPS wanted"
+                f"{alone_fps:.2g} FPS; an emulated link of {link.bytes_per_s * 8 / 1e6:g} Mbit/s with "
+                f"{link.delay_s * 1000:g} ms delay; {target_fps:g} FPS wanted"
             )
             return run_device(
                 replace(
