@@ -25,6 +25,7 @@ from task_offload.wire.outbox import Entry
 HORIZON_S = 0.1  # queueing delay that full throughput may cost
 MEMORY_S = 1.0  # how long a measurement counts, and up to twice as long; a link that fell is believed after that
 ROUND_TRIP_MEMORY_S = 10.0  # as in BBR: looking again costs half a round trip of sending
+HARDLY = 0.1  # of round trip and horizon: an item that took so much longer found no queue worth the name
 LEAST_ITEMS = 2  # one on its way while the next is processed
 FIRST_BYTES = 64 * 1024  # before anything was measured, beside the least items
 
@@ -109,8 +110,10 @@ class Window:
         round_trip_s = now_s - entry.sent_at
         drained = self._draining_since is not None and entry.sent_at >= self._draining_since
         if drained or not self._round_trip_at or round_trip_s <= self._round_trip_s:
-            self._round_trip_s, self._round_trip_bytes, self._round_trip_at = round_trip_s, entry.size_bytes, now_s
-            self._draining_since = None
+            self._round_trip_s, self._round_trip_bytes = round_trip_s, entry.size_bytes
+            self._round_trip_at, self._draining_since = now_s, None
+        elif round_trip_s <= self._round_trip_s + HARDLY * (self._round_trip_s + HORIZON_S):
+            self._round_trip_at = now_s
         elif self._draining_since is None and now_s - self._round_trip_at > ROUND_TRIP_MEMORY_S:
             self._draining_since = now_s
 
