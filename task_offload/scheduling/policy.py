@@ -41,6 +41,7 @@ CATCH_UP = 0.7  # of what the last seconds lacked, the shares make up for in the
 CATCH_UP_LEAST, CATCH_UP_MOST = -0.15, 0.3
 LATE_SHARE, LATE_PACE = 0.05, 0.1  # of the items may be later than --max-latency
 LATENCY_UP, LATENCY_DOWN, MOST_LATENCY_FACTOR = 1.02, 0.999, 3.0  # at each interval with more, or fewer, too late
+LEAST_FPS = 0.01  # a source that yields nothing for a while is not asked for nothing
 MIN_SHARE = 0.002  # of either split of a mix
 LINK_MATTERS = 0.5  # of its busiest resource's use, an option's use of the link
 HOPE = 0.9  # of its uncertainty, a cost may turn out to be lower
@@ -135,7 +136,7 @@ class ModelPolicy:
                 self._looked_s = -math.inf
         in_force = [(split, self._codec) for split in sorted(self._shares)]
         current = self._current(cost_model.options(estimates.costs(in_force)))
-        demand_fps = min(self._goal.target_fps, estimates.source_rate)
+        demand_fps = max(LEAST_FPS, min(self._goal.target_fps, estimates.source_rate))
         aim_fps = demand_fps * (1.0 + self._margin())
         fps = self._check(observation, current, aim_fps)
         kept = self._kept(current, aim_fps, None)

@@ -1,9 +1,10 @@
 import math
+import random
 from dataclasses import replace
 
 import pytest
 
-from task_offload.scheduling.observation import Decision
+from task_offload.scheduling.observation import Decision, Observation, PayloadCost, TaskCost
 from task_offload.scheduling.policy import Goal, ModelPolicy
 from task_offload.scheduling.simulation.laboratory import Run, goal_of, judge, run
 from task_offload.scheduling.simulation.worlds import ALL_CODECS, SYNTHETIC, TRAFFIC, World, always
@@ -120,3 +121,62 @@ def test_a_goal_that_cannot_work_is_refused(broken: dict[str, object]) -> None:
 def test_the_nearest_allowed_split_starts() -> None:
     goal = Goal(("a", "b", "c", "d"), (False,) * 4, (2, 3), 1, 10.0)
     assert ModelPolicy(goal).start().shares == {2: 1.0}
+
+
+def arbitrary(random_: random.Random, now_s: float) -> Observation:
+    """An observation that no world would give."""
+
+    def count() -> int:
+        return random_.choice([0, 0, 1, 2, 30])
+
+    def seconds() -> float:
+        return random_.choice([0.0, 0.0, 1e-6, 0.01, 0.4, 7.0])
+
+    def task() -> TaskCost:
+        items = count()
+        return TaskCost(items, seconds() if items else 0.0, random_.randint(0, items))
+
+    def payload() -> PayloadCost:
+        items = count()
+        return PayloadCost(items, items * random_.choice([1, 200, 400_000]), seconds(), count(), seconds())
+
+    acked = count()
+    return Observation(
+        now_s=now_s,
+        interval_s=0.5,
+        captured=count(),
+        finished=count(),
+        dropped=count(),
+        device=tuple(task() for _ in range(4)),
+        cloud=tuple(task() for _ in range(4)),
+        payloads={key: payload() for key in [(1, "none"), (2, "none"), (3, "zstd")] if random_.random() < 0.5},
+        acked_bytes=random_.choice([0, 100, 400_000]),
+        link_busy_s=random_.choice([0.0, 0.5]),
+        rtt_s=seconds() if acked else None,
+        acked=acked,
+        source_rate=random_.choice([None, 0.5, math.inf]),
+        workers=random_.choice([0.0, 0.5, 4.0]),
+        main_share=random_.choice([0.0, 1.0]),
+        window=random_.choice([1, 16]),
+        in_local_outage=random_.random() < 0.2,
+        held_s=random_.choice([0.0, 0.5]),
+        transfer_bytes=random_.choice([0, 400_000]),
+        transfer_s=seconds(),
+        latency_s=seconds(),
+        late=count(),
+    )
+
+
+@pytest.mark.parametrize("target_fps", [0.001, 17.0, math.inf])
+@pytest.mark.parametrize("max_latency_s", [None, 0.05])
+def test_no_observation_breaks_it(target_fps: float, max_latency_s: float | None) -> None:
+    codecs = ("none", "zstd")
+    goal = Goal(("a", "b", "c", "d"), (False, True, False, False), (1, 2, 3), 3, target_fps, codecs, max_latency_s)
+    for seed in range(20):
+        random_, policy = random.Random(seed), ModelPolicy(goal)
+        for i in range(1, 30):
+            decision = policy.decide(arbitrary(random_, 0.5 * i))
+            if decision is not None:
+                assert sum(decision.shares.values()) == pytest.approx(1.0)
+                assert set(decision.shares) <= {1, 2, 3}
+                assert decision.codec in codecs
