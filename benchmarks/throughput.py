@@ -160,32 +160,38 @@ def _tell(pipe: Pipe, wait: Callable[[], None]) -> None:
 
 
 class Bench:
-    """All processes of one benchmark. Only one pair of them works at a time."""
+    """All processes of one benchmark. Only one pair of them works at a time.
+
+    Each contender has its own pair: what one leaves behind in the allocator decides what another pays for memory.
+    """
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self._seconds: float = options.seconds
-        self._device = Peer(device, options.source)
-        self._clouds: dict[str, tuple[Peer, int]] = {}
+        self._loops = {ours: Peer(device, options.source) for ours in (False, True)}
+        self._pairs: dict[str, tuple[Peer, Peer, int]] = {}
         for contender in CONTENDERS:
             place = folder / contender.name
             place.mkdir()
-            peer = Peer(cloud, place, contender.results, contender.tls) if contender.ours else Peer(forerunner_server)
-            self._clouds[contender.name] = peer, peer.answer()
+            server = Peer(cloud, place, contender.results, contender.tls) if contender.ours else Peer(forerunner_server)
+            self._pairs[contender.name] = Peer(device, options.source), server, server.answer()
 
     def close(self) -> None:
-        for peer in (self._device, *(peer for peer, _ in self._clouds.values())):
+        for sender, server, _ in self._pairs.values():
+            sender.close()
+            server.close()
+        for peer in self._loops.values():
             peer.close()
 
     def local(self, ours: bool) -> Round:
-        items, _, cpu_s, captured_s, ended_s = self._device.ask(None, 0, () if ours else None, self._seconds)
+        items, _, cpu_s, captured_s, ended_s = self._loops[ours].ask(None, 0, () if ours else None, self._seconds)
         return _round(items, 0, cpu_s, 0.0, captured_s, ended_s)
 
     def offloaded(self, contender: Contender, split: int) -> Round:
-        peer, port = self._clouds[contender.name]
-        before_s, _ = peer.ask("begin")
+        sender, server, port = self._pairs[contender.name]
+        before_s, _ = server.ask("begin")
         options = contender.options if contender.ours else None
-        items, sent_bytes, cpu_s, captured_s, _ = self._device.ask(split, port, options, self._seconds)
-        after_s, ended_s = peer.ask("end")
+        items, sent_bytes, cpu_s, captured_s, _ = sender.ask(split, port, options, self._seconds)
+        after_s, ended_s = server.ask("end")
         return _round(items, sent_bytes, cpu_s, after_s - before_s, captured_s, ended_s)
 
 
