@@ -81,6 +81,7 @@ class Disk:
     def __init__(self, folder: Path, size: str) -> None:
         self.folder = folder
         folder.mkdir()
+        self.full = False
         mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "chaos", str(folder)]
         try:
             self.mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
@@ -88,6 +89,7 @@ class Disk:
             self.mounted = False
 
     def fill(self) -> None:
+        self.full = True
         with (self.folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
             size = os.statvfs(self.folder)
             os.posix_fallocate(file.fileno(), 0, size.f_bavail * size.f_frsize)
@@ -98,6 +100,7 @@ class Disk:
     def empty(self) -> None:
         for name in ("filler", "filler-2"):
             (self.folder / name).unlink(missing_ok=True)
+        self.full = False
 
     def close(self, keep: Path | None) -> None:
         """Unmounts it; its content goes to `keep` before, if that is given."""
@@ -191,11 +194,19 @@ class DeviceProcess:
         env = {"HOST": "127.0.0.1", "PORT": str(self.proxy.port), "CAPTURED": str(self._file("captured"))}
         if self.token:
             env["OFFLOAD_TOKEN"] = self.token
+        self._stopping = False
         self.popen = lab.spawn(argv, self.folder / "device.log", env)
 
     def _file(self, suffix: str) -> Path:
         assert self.run is not None
         return self.folder / f"run-{self.run.number}.{suffix}"
+
+    def stop(self) -> None:
+        """Tells the run to end in good order, once: a second signal would cut that short."""
+        assert self.popen is not None
+        if self.running and not self._stopping:
+            self._stopping = True
+            self.popen.terminate()
 
     def kill(self) -> None:
         assert self.popen is not None
@@ -306,10 +317,14 @@ class Chaos:
             if device.popen is not None and device.popen.poll() is not None and device.run is not None:
                 run = device.run
                 status = device.end()
-                if status not in (0, 130) and not (status == -signal.SIGTERM and not run.captured):
+                if not self._in_good_order(status, run):
                     self.problems.append(f"{device.name} ended by itself with exit status {status}")
                 device.start()
         if self.cloud.popen is not None and not self.cloud.running and not self._cloud_is_down:
+            if self.disk.full:  # it says so and ends, and a service manager starts it again
+                self._cloud_is_down = True
+                self._in(1.0, self._start_cloud)
+                return
             self.problems.append(f"the cloud ended by itself with exit status {self.cloud.popen.returncode}")
             self._start_cloud()
 
@@ -363,8 +378,7 @@ class Chaos:
             device.kill()
             device.start()
         elif kind == "stop device":
-            assert device.popen is not None
-            device.popen.terminate()  # `_look_after` starts it again
+            device.stop()  # `_look_after` starts it again
         elif kind in ("kill cloud", "stop cloud") and self.cloud.running:
             self._cloud_is_down = True
             if kind == "kill cloud" or not self.cloud.listens:  # a starting one does not mind signals yet
@@ -402,9 +416,7 @@ class Chaos:
         if not self.cloud.running:
             self._start_cloud()
         for device in self.devices:
-            if device.running:
-                assert device.popen is not None
-                device.popen.terminate()
+            device.stop()
             self._ends_well(device)
         for device in self.devices:  # what the spool still holds, and a sign of life
             device.start("--items", "20", "--drain", "60")
@@ -419,13 +431,19 @@ class Chaos:
         if device.run is None:
             return
         try:
+            run = device.run
             status = device.end()
         except subprocess.TimeoutExpired:
             self.problems.append(f"{device.name} does not end")
             device.kill()
             return
-        if status != 0:
+        if not self._in_good_order(status, run):
             self.problems.append(f"{device.name} did not end in good order: exit status {status}")
+
+    @staticmethod
+    def _in_good_order(status: int, run: Run) -> bool:
+        """Status 0, or stopped while its interpreter was still starting."""
+        return status == 0 or (status == -signal.SIGTERM and not run.captured)
 
     # -- the books --------------------------------------------------------------------------------------------------
 

@@ -85,6 +85,7 @@ _DELETE_SESSIONS: Final = (
 _REASONS: Final = {  # what SQLite says, and what we say
     "full": "the disk is full; make room, and recording goes on",
     "locked": "another program keeps it locked; end that program's transaction, and recording goes on",
+    "disk I/O": "its disk cannot be read or written; is it full, or failing?",
     "readonly": "it cannot be written; check the owner of the file and of its folder",
     "unable to open": "it cannot be opened; check the owner of the file and of its folder",
     "not a database": "it is not an SQLite file; name another file, or move this one away",
