@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import selectors
 import socket
 import ssl
@@ -204,6 +205,8 @@ class Listener:
         """Stops or resumes reading from a device."""
         if connection.paused != paused and not connection.closed:
             connection.paused = paused
+            if connection.liveness is not None:  # it could not be heard
+                connection.liveness.heard_at = self._clock()
             self._watch(connection)
 
     def dismiss(self, connection: Connection) -> None:
@@ -470,7 +473,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise ConfigError(
             f"cannot listen on {host}:{port}: {reason}; is a server running there already? choose another --port"
         ) from error

@@ -1,0 +1,460 @@
+"""A device's link against a scripted server: what it sends again, what it refuses, and when it gives up."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from task_offload.errors import RefusedError
+from task_offload.transport.certificates import load_or_make_certificate, server_context
+from task_offload.transport.link import Link
+from task_offload.transport.tokens import Token
+from task_offload.wire.codec import Encoder
+from task_offload.wire.framing import Frame, FrameLimits, FrameReader
+from task_offload.wire.memory import MemoryPool
+from task_offload.wire.messages import (
+    ITEM,
+    PING,
+    Costs,
+    Ending,
+    EndingRange,
+    Hello,
+    Kind,
+    Load,
+    Refusal,
+    RefusalMessage,
+    Totals,
+    Welcome,
+    ack,
+    decode_bye,
+    farewell,
+)
+from task_offload.wire.outbox import Entry
+from tests.support.links import CHAIN, PATIENCE_S, Heard, make_link
+
+SESSION = bytes(range(16))
+
+
+def entry(sequence: int, size_bytes: int = 10) -> Entry:
+    payload = Encoder((), 0).encode((np.zeros(size_bytes, np.uint8),))
+    return Entry(sequence, 1, 0.0, payload)
+
+
+def ending(sequence: int, why: str = "overload") -> Entry:
+    return Entry(sequence, 1, 0.0, ending=Ending.DROPPED, detail=why)
+
+
+class Accepted:
+    """The scripted server's end of one connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        sock.settimeout(PATIENCE_S)
+        self._reader = FrameReader(MemoryPool(0), FrameLimits())
+        self._frames: list[Frame] = []
+
+    def frame(self) -> Frame | None:
+        while not self._frames:
+            try:
+                count = self.socket.recv_into(self._reader.buffer())
+            except ConnectionError:
+                return None
+            if not count:
+                return None
+            self._frames += self._reader.received(count)
+        return self._frames.pop(0)
+
+    def hello(self) -> Hello:
+        frame = self.frame()
+        assert frame is not None
+        return Hello.decode(frame.head)
+
+    def sequences(self, count: int) -> list[int]:
+        """The sequences of the next items and endings, so many of them; signs of life are passed over."""
+        found: list[int] = []
+        while len(found) < count:
+            frame = self.frame()
+            assert frame is not None
+            if frame.kind is Kind.ITEM:
+                found.append(ITEM.unpack_from(frame.head)[0])
+            elif frame.kind is Kind.ENDINGS:
+                endings = EndingRange.decode(frame.head)
+                found += range(endings.first, endings.first + endings.count)
+            else:
+                assert frame.kind in (Kind.PING, Kind.LOAD)
+        return found
+
+    def bye(self) -> int:
+        while (frame := self.frame()) is not None:
+            if frame.kind is Kind.BYE:
+                return decode_bye(frame.head)
+        raise AssertionError("the device left without a bye")
+
+    def send(self, *messages: bytes) -> None:
+        self.socket.sendall(b"".join(messages))
+
+    def welcome(self, watermark: int = 0, **more: Any) -> Hello:
+        """Reads the hello and answers it."""
+        hello = self.hello()
+        given: dict[str, Any] = {
+            "heartbeat_s": 2.0, "silence_s": 8.0, "message_bytes": 1 << 20, "unacked_bytes": 1 << 20,
+            "unacked_items": 100, **more,
+        }  # fmt: skip
+        self.send(Welcome(Totals(watermark, watermark), **given).encode())
+        return hello
+
+    def closed(self) -> bool:
+        while self.frame() is not None:
+            pass
+        return True
+
+
+class Script:
+    """A server that does what a test says."""
+
+    def __init__(self) -> None:
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.listening.settimeout(PATIENCE_S)
+        self.port: int = self.listening.getsockname()[1]
+        self.heard = Heard()
+        self.links: list[Link] = []
+        self.accepted: list[Accepted] = []
+
+    def link(self, **more: Any) -> Link:
+        link = make_link(self.port, self.heard, **more)
+        self.links.append(link)
+        link.start()
+        return link
+
+    def accept(self) -> Accepted:
+        self.accepted.append(Accepted(self.listening.accept()[0]))
+        return self.accepted[-1]
+
+    def close(self) -> None:
+        for link in self.links:
+            link.abandon()
+            assert link.join(PATIENCE_S), "the link does not end"
+        for each in self.accepted:
+            each.socket.close()
+        self.listening.close()
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    made = Script()
+    yield made
+    made.close()
+
+
+def test_a_session_from_hello_to_farewell(script: Script) -> None:
+    link = script.link()
+    server = script.accept()
+    hello = server.welcome()
+    assert (hello.device, hello.session, hello.chain, hello.acked) == ("device", SESSION, CHAIN, 0)
+    for n in range(3):
+        link.add(entry(n))
+    link.add(ending(3))
+    assert server.sequences(4) == [0, 1, 2, 3]
+    server.send(ack(Totals(2, 2)), Costs(1.0, 1.0).encode(), PING, ack(Totals(4, 3, 0, {"overload": 1})))
+    script.heard.wait_for("acked", 4)
+    script.heard.wait_for("costs")
+    link.leave()
+    assert server.bye() == 4
+    server.send(farewell(Totals(4, 3, 0, {"overload": 1})))
+    assert link.join(PATIENCE_S)
+    assert link.error is None
+    assert server.closed()
+    assert [each.entry.sequence for each in script.heard.acked] == [0, 1, 2, 3]
+    assert script.heard.totals[-1].dropped == {"overload": 1}
+
+
+def test_what_is_not_acknowledged_is_sent_again_in_order(script: Script) -> None:
+    link = script.link()
+    server = script.accept()
+    server.welcome()
+    for n in range(6):
+        link.add(entry(n))
+    server.sequences(6)
+    server.send(ack(Totals(2, 2)))
+    script.heard.wait_for("acked", 2)
+    server.socket.close()
+    script.heard.wait_for("reasons")
+    assert link.away_since is not None
+    link.add(entry(6))
+    server = script.accept()
+    assert server.welcome(watermark=4).acked == 2  # the acks of 2 and 3 were lost with the connection
+    assert server.sequences(3) == [4, 5, 6]
+    assert [each.entry.sequence for each in script.heard.acked] == [0, 1, 2, 3]
+    assert link.away_since is None
+    assert link.away_s > 0
+    assert link.connections == 2
+
+
+def test_a_cloud_that_has_everything_is_sent_nothing(script: Script) -> None:
+    link = script.link()
+    server = script.accept()
+    server.welcome()
+    link.add(entry(0))
+    server.sequences(1)
+    server.socket.close()
+    link.leave()
+    server = script.accept()
+    server.welcome(watermark=1)
+    assert server.bye() == 1
+    server.socket.close()  # without a farewell: it comes back to hear it
+    server = script.accept()
+    server.welcome(watermark=1)
+    assert server.bye() == 1
+    server.send(farewell(Totals(1, 1)))
+    assert link.join(PATIENCE_S)
+    assert link.error is None
+
+
+def test_no_more_is_on_its_way_than_the_cloud_allows(script: Script) -> None:
+    link = script.link()
+    server = script.accept()
+    server.welcome(unacked_items=3)
+    for n in range(10):
+        link.add(entry(n))
+    assert server.sequences(2) == [0, 1]
+    with link.condition:
+        assert link.live.outbox.sent_entries <= 3
+    for acked in range(1, 11):
+        if acked + 1 < 10:
+            assert server.sequences(1) == [acked + 1]
+        server.send(ack(Totals(acked, acked)))
+        with link.condition:
+            assert link.live.outbox.sent_entries <= 3
+    script.heard.wait_for("acked", 10)
+
+
+def test_a_message_larger_than_the_window_still_goes_alone(script: Script) -> None:
+    link = script.link()
+    server = script.accept()
+    server.welcome(unacked_bytes=1000)
+    link.add(entry(0, 5000))
+    link.add(entry(1, 5000))
+    assert server.sequences(1) == [0]
+    server.send(ack(Totals(1, 1)))
+    assert server.sequences(1) == [1]
+
+
+@pytest.mark.parametrize("code", [Refusal.VERSION, Refusal.CHAIN, Refusal.TOKEN])
+def test_a_lasting_refusal_ends_a_starting_device(script: Script, code: Refusal) -> None:
+    link = script.link()
+    server = script.accept()
+    server.hello()
+    server.send(RefusalMessage(code, "not you").encode())
+    assert link.join(PATIENCE_S)
+    assert isinstance(link.error, RefusedError)
+    assert str(link.error) == "not you"
+
+
+@pytest.mark.parametrize("code", [Refusal.TOKEN, Refusal.BUSY, Refusal.REPLACED, Refusal.STOPPING, 999])
+def test_a_running_device_asks_again_after_any_refusal(script: Script, code: int) -> None:
+    link = script.link()
+    server = script.accept()
+    server.welcome()
+    link.add(entry(0))
+    server.sequences(1)
+    server.send(RefusalMessage(code, "go away for now").encode())
+    server.closed()
+    server = script.accept()
+    server.welcome()
+    assert server.sequences(1) == [0]
+    assert script.heard.reasons == ["go away for now"]
+
+
+def test_a_busy_server_is_asked_again_by_a_starting_device_too(script: Script) -> None:
+    script.link()
+    server = script.accept()
+    server.hello()
+    server.send(RefusalMessage(Refusal.BUSY, "full", 0.001).encode())
+    server.closed()
+    script.accept().welcome()
+    script.heard.wait_for("welcomes")
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        lambda: ack(Totals(5, 5)),  # never sent
+        lambda: farewell(Totals(0)),  # nobody said bye
+        lambda: Welcome(Totals(), 2.0, 8.0, 1, 1, 1).encode(),  # twice
+        lambda: b"HTTP/1.1 200 OK\r\n\r\n",
+        lambda: ack(Totals(1, 1))[:-1] + b"\xff",
+        lambda: b"\x11\0\0\0" + b"\xff" * 12,
+        lambda: PING[:1] + b"\0" * 3 + b"\0" * 4 + b"\x01" + b"\0" * 7 + b"x",  # a body
+        lambda: Hello("x", SESSION, bytes(32), CHAIN).encode(),
+    ],
+    ids=lambda make: None,
+)
+def test_a_server_that_breaks_the_protocol_is_left_and_tried_again(
+    script: Script, nonsense: Callable[[], bytes]
+) -> None:
+    link = script.link()
+    server = script.accept()
+    server.welcome()
+    link.add(entry(0))
+    server.sequences(1)
+    server.send(nonsense())
+    assert server.closed()
+    server = script.accept()
+    server.welcome()
+    assert server.sequences(1) == [0]
+    assert link.error is None
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"heartbeat_s": 0.0},
+        {"silence_s": 1.0},
+        {"unacked_items": 0},
+        {"unacked_bytes": 0},
+        {"heartbeat_s": float("nan")},
+    ],
+)
+def test_limits_that_make_no_sense(script: Script, limits: dict[str, float]) -> None:
+    script.link()
+    server = script.accept()
+    server.welcome(**limits)
+    assert server.closed()
+    script.heard.wait_for("reasons")
+    assert script.heard.reasons[0] == "the cloud's limits make no sense"
+
+
+def test_a_silent_server_is_left(script: Script) -> None:
+    link = script.link()
+    server = script.accept()
+    server.welcome(heartbeat_s=0.05, silence_s=0.2)
+    frame = server.frame()
+    assert frame is not None
+    assert frame.kind is Kind.PING
+    script.heard.wait_for("reasons")
+    assert script.heard.reasons[0] == "the cloud has been silent for 0.2 s"
+    assert link.away_since is not None
+
+
+def test_a_server_that_does_not_read_is_left(script: Script) -> None:
+    """A full socket is no sign of life: the device notices within the stated time."""
+    link = script.link()
+    server = script.accept()
+    server.welcome(heartbeat_s=0.05, silence_s=0.3, unacked_bytes=1 << 30, message_bytes=1 << 30)
+    for n in range(4):
+        link.add(entry(n, 8_000_000))
+    script.heard.wait_for("reasons")
+    assert script.heard.reasons[0] == "the cloud has been silent for 0.3 s"
+
+
+def test_the_load_is_told(script: Script) -> None:
+    link = script.link()
+    server = script.accept()
+    server.welcome(heartbeat_s=0.05)
+    link.tell_load(Load(1.0, 0.5, 0.25, 60.0, 7))
+    while True:
+        frame = server.frame()
+        assert frame is not None
+        if frame.kind is Kind.LOAD:
+            break
+        assert frame.kind is Kind.PING
+        server.send(PING)
+    assert Load.decode(frame.head) == Load(1.0, 0.5, 0.25, 60.0, 7)
+
+
+def test_abandoning_ends_it_at_once_whatever_it_does(script: Script) -> None:
+    for stage in ("no answer", "welcomed"):
+        link = script.link()
+        server = script.accept()
+        if stage == "welcomed":
+            server.welcome()
+            link.add(entry(0))
+            server.sequences(1)
+        else:
+            server.hello()
+        link.abandon()
+        assert link.join(PATIENCE_S)
+        assert link.error is None
+
+
+def test_abandoning_while_nobody_is_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    heard = Heard()
+    link = make_link(port, heard)
+    link.start()
+    heard.wait_for("reasons")
+    assert heard.reasons[0] == "Connection refused; is the server running, and its port open?"
+    link.abandon()
+    assert link.join(PATIENCE_S)
+
+
+def test_who_waits_for_room_is_woken_when_the_link_ends(script: Script) -> None:
+    link = script.link()
+    server = script.accept()
+    server.hello()
+    woken = threading.Event()
+
+    def wait() -> None:
+        with link.condition:
+            link.condition.wait_for(lambda: link.error is not None, PATIENCE_S)
+        woken.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    server.send(RefusalMessage(Refusal.CHAIN, "no").encode())
+    thread.join(PATIENCE_S)
+    assert woken.is_set()
+    assert isinstance(link.error, RefusedError)
+
+
+# -- TLS ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_certificate_gets_no_secret(script: Script, tmp_path: Path) -> None:
+    certificate = load_or_make_certificate(tmp_path / "state")
+    link = script.link(tls=True, token=Token("device", bytes(32), b"s" * 32))
+    raw, _ = script.listening.accept()
+    raw.settimeout(PATIENCE_S)
+    received = b""
+    with raw, server_context(certificate).wrap_socket(raw, server_side=True) as secure:
+        try:
+            while data := secure.recv(4096):
+                received += data
+        except OSError:
+            pass  # it hangs up without a goodbye
+    assert received == b""
+    assert link.join(PATIENCE_S)
+    assert isinstance(link.error, RefusedError)
+    assert "another certificate" in str(link.error)
+
+
+def test_the_right_certificate_gets_the_secret(script: Script, tmp_path: Path) -> None:
+    certificate = load_or_make_certificate(tmp_path / "state")
+    link = script.link(tls=True, token=Token("named", certificate.fingerprint, b"s" * 32))
+    raw, _ = script.listening.accept()
+    server = Accepted(server_context(certificate).wrap_socket(raw, server_side=True))
+    script.accepted.append(server)
+    hello = server.welcome()
+    assert (hello.device, hello.secret) == ("named", b"s" * 32)  # the token names the device
+    link.add(entry(0, 200_000))
+    assert server.sequences(1) == [0]
+
+
+def test_a_server_that_never_finishes_tls_is_left(script: Script) -> None:
+    now = [1000.0]
+    link = script.link(tls=True, token=Token("device", bytes(32), bytes(32)), clock=lambda: now[0])
+    server, _ = script.listening.accept()
+    with server:
+        server.settimeout(PATIENCE_S)
+        assert server.recv(1) == b"\x16"  # its client hello
+        now[0] += 10.1
+        link.leave()  # wakes it
+        script.heard.wait_for("reasons")
+    assert script.heard.reasons[0] == "the server did not finish the TLS handshake"
