@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.fault_proxy import FaultProxy
-from tests.support.processes import ROOT, Lab
+from tests.support.processes import APPS, ROOT, Lab
 
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -27,6 +28,18 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     made = Lab(tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def undo_imports(tmp_path: Path) -> Iterator[None]:
+    """Undoes what loading an app of the tests leaves behind."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file is not None and (Path(file).is_relative_to(tmp_path) or Path(file).is_relative_to(APPS)):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -1,0 +1,192 @@
+"""The two commands: what cannot work is one line on stderr and exit status 2, before anything is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from task_offload.command import cloud_command, device_command
+from task_offload.config import CloudConfig, DeviceConfig, EmulatedLink, parse_cloud, parse_device
+from task_offload.errors import ConfigError
+from tests.support.processes import APPS
+
+COUNTER = str(APPS / "counter.py")
+AT = ["--host", "127.0.0.1", "--no-tls", "--app", COUNTER]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, undo_imports: None) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def one_line(capsys: pytest.CaptureFixture[str], program: str) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    [line] = captured.err.splitlines()
+    assert line.startswith(f"{program}: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["3"], "a split needs a server: set HOST to its address"),
+        (["0", *AT], "0 is not 1 or more"),
+        (["-1", *AT], "-1"),
+        (["x", *AT], "'x' is not a whole number"),
+        (["2.5", *AT], "'2.5' is not a whole number"),
+        (["5", *AT], "a split of 5 is not possible"),
+        (["99", *AT], "so choose 1 to 4"),
+        (["2", "0", *AT], "0 is not greater than 0"),
+        (["2", "-3", *AT], "-3"),
+        (["2", "nan", *AT], "nan is not greater than 0"),
+        (["2", "inf", *AT], "inf is not greater than 0"),
+        (["2", "fast", *AT], "'fast' is not a number"),
+        (["2", "17", "3", *AT], "unrecognized arguments: 3"),
+        (["--nothing"], "unrecognized arguments: --nothing"),
+        (["--items", "0"], "0 is not 1 or more"),
+        (["--duration", "0"], "0 is not greater than 0"),
+        (["--overload", "drop"], "'drop' is not one of block, newest"),
+        (["--codec", "zip"], "'zip' is not one of auto, none, lz4, zstd, jpeg:QUALITY"),
+        (["--codec", "jpeg:101"], "with a quality of 1 to 100"),
+        (["--picture-quality", "101"], "101 is not 0 to 100"),
+        (["--spool-limit", "much"], "'much' is not a size such as 500M or 2G"),
+        (["--spool-limit", "0"], "is not a size"),
+        (["--emulate-cpu", "1"], "1 is not greater than 1"),
+        (["--emulate-link", "fast"], "'fast' is not a rate such as 20mbit, or with a delay 20mbit,15ms"),
+        (["--emulate-link", "0mbit"], "is not a rate"),
+        (["--port", "65536", *AT], "65536 is not 0 to 65535"),
+        (["--drain", "-1"], "-1"),
+        (["--demo", "3"], "--demo takes no SPLIT"),
+        (["--app", "no_such_app"], "app no_such_app: there is no module of this name"),
+        (["--app", "nowhere/app.py"], "there is no such file"),
+        (["--app", COUNTER, "--source", "0"], "it takes no --source"),
+        (["--device-name", "../etc", "--app", COUNTER], "device name"),
+        (["--device-name", "", "--app", COUNTER], "the device name is empty"),
+        (["2", "--host", "192.0.2.7", "--no-tls", "--app", COUNTER], "192.0.2.7 is not a loopback address"),
+        (["2", "--host", "192.0.2.7", "--app", COUNTER], "this device has no token for 192.0.2.7"),
+    ],
+)
+def test_a_device_that_cannot_start(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert device_command(argv) == 2
+    assert says in one_line(capsys, "iot_client_coordinator.py")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--port", "x"], "'x' is not a whole number"),
+        (["--workers", "0"], "0 is not 1 or more"),
+        (["--keep", "0"], "0 is not greater than 0"),
+        (["--engine", "gears"], "gears"),
+        (["--app", "no_such_app"], "there is no module of this name"),
+        (["--no-tls"], "0.0.0.0 is not a loopback address"),
+        (["--no-tls", "--host", "127.0.0.1", "--results", "oracle:x"], "--results oracle:x: give"),
+        (["--no-tls", "--host", "127.0.0.1", "--results", "none", "--results", "sqlite:x"], "it stands alone"),
+        (["--no-tls", "--host", "127.0.0.1", "--results", "none", "--keep", "3"], "--keep: it bounds the SQLite file"),
+        (["--no-tls", "--host", "192.0.2.1"], "192.0.2.1 is not a loopback address"),
+        (["--enroll", "a/b", "--state-dir", "state"], "device name"),
+        (["--revoke", "nobody", "--state-dir", "state"], "no device named 'nobody' is enrolled (enrolled: none)"),
+    ],
+)
+def test_a_server_that_cannot_start(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = argv if "--app" in argv else ["--app", COUNTER, *argv]
+    assert cloud_command(argv) == 2
+    assert says in one_line(capsys, "cloud_server_coordinator.py")
+
+
+def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (device_command, cloud_command):
+        with pytest.raises(SystemExit) as left:
+            command(["--help"])
+        assert left.value.code == 0
+    assert "SPLIT" in capsys.readouterr().out
+
+
+# -- the configs --------------------------------------------------------------------------------------------------
+
+
+def test_what_a_device_does_by_default() -> None:
+    config = parse_device([], {})
+    assert config.mode == "local"
+    assert (config.port, config.app) == (8089, "ball_tracking_example.taskified")
+    assert (config.codec, config.picture_quality, config.drain_s, config.use_tls) == ("auto", 90, 5.0, True)
+    assert config.overload is None
+    assert config.spool is None
+
+
+def test_the_three_modes() -> None:
+    environ = {"HOST": "203.0.113.7"}
+    assert parse_device(["3"], environ).mode == "manual"
+    auto = parse_device(["6", "17"], environ)
+    assert (auto.mode, auto.split, auto.target_fps, auto.host) == ("auto", 6, 17.0, "203.0.113.7")
+    assert parse_device([], environ).mode == "local"
+
+
+def test_a_devices_options() -> None:
+    config = parse_device(
+        ["2", "--host", "h", "--port", "9", "--app", "x.py", "--source", "0", "--device-name", "pi", "--items", "5",
+         "--duration", "1.5", "--realtime", "--overload", "newest", "--codec", "jpeg:80", "--picture-quality", "0",
+         "--max-latency", "250", "--spool", "dir", "--spool-limit", "1.5G", "--emulate-cpu", "4", "--emulate-link",
+         "20mbit,15ms", "--report", "r.json", "--drain", "0", "--no-tls"], {}
+    )  # fmt: skip
+    assert config == DeviceConfig(
+        split=2, host="h", port=9, app="x.py", source="0", device_name="pi", use_tls=False, items=5, duration_s=1.5,
+        realtime=True, overload="newest", codec="jpeg:80", picture_quality=0, max_latency_s=0.25, spool=Path("dir"),
+        spool_limit_bytes=3 * 512 * 1024 * 1024, emulate_cpu=4.0, emulate_link=EmulatedLink(2.5e6, 0.015),
+        drain_s=0.0, report=Path("r.json"),
+    )  # fmt: skip
+
+
+def test_a_devices_environment_and_that_the_command_line_wins() -> None:
+    environ = {
+        "HOST": "h", "PORT": "77", "OFFLOAD_APP": "an.app", "OFFLOAD_SOURCE": "cam", "OFFLOAD_DEVICE_NAME": "pi",
+        "OFFLOAD_OVERLOAD": "block", "OFFLOAD_CODEC": "zstd", "OFFLOAD_PICTURE_QUALITY": "50", "OFFLOAD_SPOOL": "s",
+        "OFFLOAD_SPOOL_LIMIT": "10k", "OFFLOAD_DRAIN": "9", "OFFLOAD_REPORT": "r", "OFFLOAD_MAX_LATENCY": "100",
+    }  # fmt: skip
+    config = parse_device(["1"], environ)
+    assert (config.host, config.port, config.app, config.source) == ("h", 77, "an.app", "cam")
+    assert (config.device_name, config.overload, config.codec, config.picture_quality) == ("pi", "block", "zstd", 50)
+    assert (config.spool, config.spool_limit_bytes, config.drain_s) == (Path("s"), 10240, 9.0)
+    assert (config.report, config.max_latency_s) == (Path("r"), 0.1)
+    assert parse_device(["1", "--port", "5", "--host", "other"], environ).port == 5
+    assert parse_device(["1", "--port", "5", "--host", "other"], environ).host == "other"
+    assert parse_device([], {"PORT": ""}).port == 8089
+
+
+@pytest.mark.parametrize("variable", ["PORT", "OFFLOAD_SPOOL_LIMIT", "OFFLOAD_CODEC", "OFFLOAD_OVERLOAD"])
+def test_a_wrong_environment_is_named(variable: str) -> None:
+    with pytest.raises(ConfigError, match=f"^environment variable {variable}: 'nonsense' is not"):
+        parse_device([], {variable: "nonsense"})
+
+
+def test_what_a_server_does_by_default() -> None:
+    config = parse_cloud([], {})
+    assert (config.host, config.port, config.engine) == ("0.0.0.0", 8089, "threads")
+    assert config.results == ("sqlite:results.sqlite",)
+    assert config.workers >= 1
+    assert config.use_tls
+
+
+def test_a_servers_options_and_environment() -> None:
+    environ = {
+        "PORT": "5", "OFFLOAD_RESULTS": "sqlite:a jsonl:b", "OFFLOAD_KEEP": "30", "OFFLOAD_STATE_DIR": "st",
+        "OFFLOAD_LISTEN": "::1", "OFFLOAD_WORKERS": "3", "HOST": "ignored",
+    }  # fmt: skip
+    config = parse_cloud([], environ)
+    assert (config.host, config.port, config.workers) == ("::1", 5, 3)
+    assert config.results == ("sqlite:a", "jsonl:b")
+    assert (config.keep_days, config.state_dir) == (30.0, Path("st"))
+    given = parse_cloud(["--results", "none", "--host", "127.0.0.1", "--enroll", "pi", "--drain", "0"], environ)
+    assert (given.results, given.host, given.enroll, given.drain_s) == (("none",), "127.0.0.1", "pi", 0.0)
+    assert isinstance(given, CloudConfig)
+
+
+def test_the_host_name_becomes_a_device_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.node", lambda: "My Pi (küche)!" + "x" * 100)
+    name = parse_device([], {}).device_name
+    assert len(name) <= 64
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+    monkeypatch.setattr("platform.node", lambda: "")
+    assert parse_device([], {}).device_name == "device"
