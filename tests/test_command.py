@@ -79,7 +79,6 @@ def test_a_device_that_cannot_start(argv: list[str], says: str, capsys: pytest.C
         (["--port", "x"], "'x' is not a whole number"),
         (["--workers", "0"], "0 is not 1 or more"),
         (["--keep", "0"], "0 is not greater than 0"),
-        (["--engine", "gears"], "gears"),
         (["--app", "no_such_app"], "there is no module of this name"),
         (["--no-tls"], "0.0.0.0 is not a loopback address"),
         (["--no-tls", "--host", "127.0.0.1", "--results", "oracle:x"], "--results oracle:x: give"),
