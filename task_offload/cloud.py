@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 from task_offload.agreement import chain_spec
+from task_offload.capacity import Capacity
 from task_offload.config import CloudConfig
 from task_offload.engines import make_engine
 from task_offload.engines.base import Done, Lane, TaskTimeoutError, Unit
@@ -62,6 +63,8 @@ MAX_REPORTED_SESSIONS = 10_000
 MAIN_BATCH = 256  # items that are handed to the recorder at once, at most
 MAIN_BATCH_S = 0.005  # and how long the first of them waits for the others
 COME_BACK_S = 2.0  # what a stopping server tells its devices
+FULL_COME_BACK_S = 10.0  # what a full one tells them
+MAX_DEVICES = 4000  # fewer than `ListenerLimits.connections`, so that the next ones hear why
 MOST_ACKED = 2**62  # a device's word; the store's sequences end at 2**63
 
 
@@ -166,6 +169,9 @@ class Cloud:
         self._warned: Item | None = None
         self._dirty: set[CloudSession] = set()
         self._dirty_lock = threading.Lock()
+        self._connected = 0
+        self._ended_items = 0
+        self._capacity = Capacity(clock())
         self._over: list[dict[str, Any]] = []
         self._stopping = False
         self._taking = True
@@ -402,6 +408,7 @@ class Cloud:
                 session = self._by_record.get(key)
                 if session is not None:
                     session.recorded_bytes = each.bytes_received - session.bytes_received_before
+                    self._ended_items += each.watermark - session.totals.next_sequence
                     session.totals = _totals(each)
                     self._dirty.add(session)
         self._listener.wake()
@@ -457,6 +464,9 @@ class Cloud:
             )  # fmt: skip
             return
         if session is None:
+            if (reason := self._no_room()) is not None:
+                self._listener.refuse(connection, Refusal.BUSY, reason, FULL_COME_BACK_S)
+                return
             try:
                 books = self._recorder.books(hello.device, hello.session.hex())
             except OffloadError as error:
@@ -492,7 +502,16 @@ class Cloud:
         )
         if differs:
             log.warning("the app of device %s has another source than this server's; results may differ", hello.device)
+        self._connected += 1
         self._listener.accept(connection, session, welcome.encode())
+
+    def _no_room(self) -> str | None:
+        """Why no more devices are let in now, if none are."""
+        if self._connected >= MAX_DEVICES:
+            return f"{MAX_DEVICES} devices are connected, and that is the limit of one server; try again later"
+        if self._capacity.full:
+            return f"the cloud is full: items take {self._capacity.wait_s:.1f} s here; try again later"
+        return None
 
     def arrived(self, connection: Connection, event: CloudEvent) -> None:
         """Takes in what a device sent."""
@@ -561,6 +580,7 @@ class Cloud:
 
     def closed(self, connection: Connection, reason: str) -> None:
         """A device's connection is closed."""
+        self._connected -= 1
         session: CloudSession = connection.session
         if session.connection is not connection:
             return
@@ -628,6 +648,8 @@ class Cloud:
                     self._listener.refuse(
                         session.connection, Refusal.TOKEN, f"the token of {session.device} was revoked"
                     )
+        waiting = sum(each.expected - each.totals.next_sequence for each in self._sessions.values())
+        self._capacity.measure(now, waiting, self._ended_items)
         shares = self._shares.measure({id(each): each.costs for each in self._sessions.values()}, now)
         for session in list(self._sessions.values()):
             session.shares = shares[id(session)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from task_offload.engines.base import Engine, Finished, Worker
+from task_offload.engines.base import Engine, Finished
 from task_offload.engines.pool import Pool
 from task_offload.engines.threads import ThreadWorker
 from task_offload.errors import ConfigError
@@ -30,12 +30,7 @@ def make_engine(name: str, chain: Chain, workers: int, finished: Finished, timeo
 
         return Pool(lambda: ProcessWorker(chain, timeout_s), workers, stateful, True, finished, timeout_s)
     if kind == "dask" and (address or name == "dask"):
-        from task_offload.engines.dask import DaskWorker, connect
+        from task_offload.engines.dask import DaskEngine
 
-        client = connect(address, workers)
-
-        def make_worker() -> Worker:
-            return DaskWorker(chain, client, timeout_s)
-
-        return Pool(make_worker, workers, stateful, True, finished, timeout_s)
+        return DaskEngine(chain, address, workers, stateful, finished, timeout_s)
     raise ConfigError(f"--engine {name}: choose {ENGINES}")

@@ -1,23 +1,102 @@
 """Units run on a Dask cluster: for work that outgrows one machine. An extra: pip install 'task-offload[dask]'.
 
 Each worker of the pool is an actor on the cluster, which has the app loaded and keeps its sessions' states. The
-coordinator stays the door and the book-keeper.
+coordinator stays the door and the book-keeper; it talks to the cluster's workers directly, past their scheduler.
 """
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from time import perf_counter_ns
 from typing import Any
 
-from task_offload.engines.base import Done, Lane, TaskTimeoutError, Unit, WorkerLostError
-from task_offload.engines.remote import Call, NearSide, RemoteRunner, Reply
-from task_offload.errors import ConfigError
+import numpy as np
+from numpy.typing import NDArray
+
+from task_offload.engines.base import Done, Finished, Lane, TaskTimeoutError, Unit, WorkerLostError
+from task_offload.engines.pool import Pool
+from task_offload.engines.remote import Call, NearSide, RemoteRunner, Reply, without_buffers
+from task_offload.errors import AppError, ConfigError, LinkError
 from task_offload.task import Chain
-from task_offload.wire.codec import BODY_ALIGNMENT, Payload
+from task_offload.wire.codec import BODY_ALIGNMENT
+from task_offload.wire.memory import MemoryPool
 
 CONNECT_S = 10.0
+START_S = 60.0  # for an actor to load the app
+START_TRIES = 3
+RESTART_S = 30.0  # for a worker of the cluster whose actor hangs
+BATCH_NS = 8_000_000  # a round trip takes a millisecond and more, so an actor gets work for several
+LEAST_AT_ONCE = 2  # one travels while the other is worked on
+CALL_BYTES = 1024 * 1024  # of several units in one call
+KEPT_BYTES = 16 * 1024 * 1024
+
+Bytes = NDArray[np.uint8]  # what Dask sends without a copy, and gives back writable
+
+
+class DaskEngine:
+    """A pool of actors, and the connection to their cluster.
+
+    Arguments:
+        address: of a scheduler; "" starts a cluster on this machine.
+
+    Raises:
+        ConfigError: Dask is not installed, no cluster answers, or the app does not load there.
+    """
+
+    def __init__(
+        self, chain: Chain, address: str, workers: int, stateful: bool, finished: Finished, timeout_s: float
+    ) -> None:
+        self._cluster, self._client = _connect(address, workers)
+        try:
+            self._pool = Pool(
+                lambda: DaskWorker(chain, self._client, timeout_s),
+                workers, stateful, True, finished, timeout_s, BATCH_NS, LEAST_AT_ONCE,
+            )  # fmt: skip
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def submit(self, units: Sequence[Unit]) -> None:
+        self._pool.submit(units)
+
+    def forget(self, lane: Lane) -> None:
+        self._pool.forget(lane)
+
+    def close(self) -> None:
+        self._pool.close()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+
+
+def _connect(address: str, workers: int) -> tuple[Any, Any]:
+    """A cluster of our own or None, and a client."""
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise ConfigError("--engine dask needs Dask: pip install 'task-offload[dask]'") from error
+    if address:
+        try:
+            return None, Client(  # type: ignore[no-untyped-call]
+                address, timeout=CONNECT_S, direct_to_workers=True, set_as_default=True
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--engine dask:{address}: no Dask scheduler answers there ({error})") from error
+    # Ctrl-C is for the server, which ends its workers. Threads and processes inherit what their starter does not hear.
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        cluster = LocalCluster(  # type: ignore[no-untyped-call]
+            n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        )
+        return cluster, Client(cluster, direct_to_workers=True)  # type: ignore[no-untyped-call]
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
 class DaskActor:
@@ -26,40 +105,16 @@ class DaskActor:
     def __init__(self, app: str) -> None:
         self._runner = RemoteRunner(app)
 
-    def run(self, call: Call, body: Any) -> tuple[Reply, list[memoryview]]:
-        reply = self._runner.run(call, memoryview(body).cast("B"))
-        if reply.payload is None:
-            return reply, []
-        buffers = list(reply.payload.buffers)
-        payload = Payload(reply.payload.head, (), reply.payload.size_bytes)
-        return (
-            Reply(reply.kind, reply.task, reply.busy_ns, reply.decode_ns, reply.cpu_ns, reply.error, payload),
-            buffers,
-        )
+    def run(self, calls: Sequence[Call], *bodies: Bytes) -> list[tuple[Reply, list[Bytes]]]:
+        replies = []
+        for call, body in zip(calls, bodies, strict=True):
+            reply = self._runner.run(call, body.data)
+            buffers = reply.payload.buffers if reply.payload is not None else ()
+            replies.append((without_buffers(reply), [np.frombuffer(each, np.uint8) for each in buffers]))
+        return replies
 
     def forget(self, lane: int) -> None:
         self._runner.forget(lane)
-
-
-def connect(address: str, workers: int) -> Any:
-    """A client of the cluster at an address; with no address, of one that it starts here.
-
-    Raises:
-        ConfigError: Dask is not installed, or no cluster answers.
-    """
-    try:
-        from distributed import Client, LocalCluster
-    except ImportError as error:
-        raise ConfigError("--engine dask needs Dask: pip install 'task-offload[dask]'") from error
-    if not address:
-        cluster = LocalCluster(  # type: ignore[no-untyped-call]
-            n_workers=workers, threads_per_worker=1, dashboard_address=None
-        )
-        return Client(cluster)  # type: ignore[no-untyped-call]
-    try:
-        return Client(address, timeout=CONNECT_S)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--engine dask:{address}: no Dask scheduler answers there ({error})") from error
 
 
 class DaskWorker:
@@ -69,32 +124,71 @@ class DaskWorker:
         self._near = NearSide(chain)
         self._client = client
         self._timeout_s = timeout_s
+        self._memory = MemoryPool(KEPT_BYTES)
         self._actor: Any = None
+        self._coming: Any = None
+        self._start()
+
+    def _start(self) -> None:
+        self._coming = self._client.submit(DaskActor, self._near.app, actor=True, pure=False)
 
     def wait(self) -> None:
-        if self._actor is None:
-            self._actor = self._client.submit(DaskActor, self._near.app, actor=True, pure=False).result(
-                timeout=self._timeout_s
-            )
+        if self._actor is not None:
+            return
+        problem: Exception | None = None
+        for _ in range(START_TRIES):  # the cluster may not know yet that the worker it chooses is lost
+            if self._coming is None:
+                self._start()
+            coming, self._coming = self._coming, None
+            try:
+                self._actor = coming.result(timeout=START_S)
+                return
+            except AppError as error:
+                raise AppError(f"--engine dask: a worker of the cluster could not load the app: {error}") from error
+            except Exception as error:  # whatever keeps an actor from being there
+                problem = error
+        raise LinkError(f"--engine dask: no actor could be started on the cluster: {problem!r}") from problem
 
     def run(self, units: Sequence[Unit]) -> Iterator[Done]:
+        away = []
         for unit in units:
-            if (done := self._near.run_here(unit)) is None:
-                done = self._run_away(unit)
-            yield done
-
-    def _run_away(self, unit: Unit) -> Done:
+            if (done := self._near.run_here(unit)) is not None:
+                yield done
+            else:
+                away.append(unit)
+        if not away:
+            return
+        if self._actor is None:
+            raise WorkerLostError("no actor could be started on the Dask cluster")
         sent_ns = perf_counter_ns()
+        calls = list(_calls(away))
+        futures = [self._actor.run([Call.of(unit) for unit in call], *map(_body, call)) for call in calls]
+        for call, future in zip(calls, futures, strict=True):
+            replies = self._result(future, len(call))
+            for unit, (reply, buffers) in zip(call, replies, strict=True):
+                yield self._near.done(unit, reply, self._joined(buffers), sent_ns)
+
+    def _result(self, future: Any, units: int) -> list[tuple[Reply, list[Bytes]]]:
         try:
-            body = unit.body if unit.body is not None else b""
-            reply, buffers = self._actor.run(Call.of(unit), body).result(timeout=self._timeout_s)
-        except TimeoutError:
-            self._actor = None
-            raise TaskTimeoutError(f"more than {self._timeout_s:g} s") from None
-        except (OSError, ValueError, RuntimeError, CancelledError) as error:
+            replies: list[tuple[Reply, list[Bytes]]] = future.result(timeout=self._timeout_s)
+            return replies
+        except (TimeoutError, asyncio.TimeoutError):
+            self._restart()
+            text = f"more than {self._timeout_s:g} s"
+            if units == 1:
+                raise TaskTimeoutError(text) from None
+            raise WorkerLostError(f"a worker of the Dask cluster took {text}") from None
+        except (OSError, ValueError, RuntimeError, KeyError, CancelledError) as error:
             self._actor = None
             raise WorkerLostError(f"a worker of the Dask cluster was lost ({error})") from error
-        return self._near.done(unit, reply, _joined(buffers), sent_ns)
+
+    def _restart(self) -> None:
+        """Ends the cluster's worker whose actor hangs: nothing else can end a task there."""
+        actor, self._actor = self._actor, None
+        try:
+            self._client.restart_workers([actor._address], timeout=RESTART_S, raise_for_error=False)
+        except Exception as error:  # it may be gone, or have nobody who starts it again
+            raise WorkerLostError(f"a worker of the Dask cluster hangs, and cannot be restarted ({error})") from error
 
     def forget(self, lane: Lane) -> None:
         if self._actor is not None:
@@ -104,15 +198,35 @@ class DaskWorker:
         return True  # `run` has a time limit of its own
 
     def close(self) -> None:
-        self._actor = None
+        self._actor = self._coming = None
+
+    def _joined(self, buffers: Sequence[Bytes]) -> memoryview:
+        """The body that the buffers make, each padded. One that fills its padding exactly is taken as it is."""
+        if len(buffers) == 1 and not len(buffers[0]) % BODY_ALIGNMENT:
+            return buffers[0].data
+        sizes = [len(each) + -len(each) % BODY_ALIGNMENT for each in buffers]
+        body = self._memory.take(sum(sizes)) if buffers else memoryview(b"")
+        at = 0
+        for buffer, size_bytes in zip(buffers, sizes, strict=True):
+            end = at + len(buffer)
+            body[at:end] = buffer.data
+            at += size_bytes
+            body[end:at] = bytes(at - end)
+        return body
 
 
-def _joined(buffers: list[Any]) -> memoryview:
-    """The body that the buffers make, each padded. One that fills its padding exactly is taken as it is."""
-    if len(buffers) == 1 and not len(buffers[0]) % BODY_ALIGNMENT:
-        return memoryview(bytearray(buffers[0]))
-    body = bytearray()
-    for buffer in buffers:
-        body += buffer
-        body += bytes(-len(buffer) % BODY_ALIGNMENT)
-    return memoryview(body)
+def _calls(units: Sequence[Unit]) -> Iterator[list[Unit]]:
+    """Units that travel together: many small ones, or one large one."""
+    call: list[Unit] = []
+    size_bytes = 0
+    for unit in units:
+        if call and size_bytes + unit.size_bytes > CALL_BYTES:
+            yield call
+            call, size_bytes = [], 0
+        call.append(unit)
+        size_bytes += unit.size_bytes
+    yield call
+
+
+def _body(unit: Unit) -> Bytes:
+    return np.frombuffer(unit.body if unit.body is not None else b"", np.uint8)

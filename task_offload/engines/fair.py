@@ -39,8 +39,8 @@ class FairQueue:
         lane.units.append(unit)
         self._may_enter(lane)
 
-    def take(self, budget_ns: int) -> list[Unit]:
-        """The next units: as many as are expected to take no longer than the budget together, and one at least."""
+    def take(self, budget_ns: int, least: int = 1) -> list[Unit]:
+        """The next units: as many as are expected to take no longer than the budget together, and `least` at least."""
         batch: list[Unit] = []
         left_ns = budget_ns
         heap = self._heap
@@ -50,14 +50,14 @@ class FairQueue:
                 heapreplace(heap, (lane.start_ns, tie, lane))
                 continue
             cost_ns = budget_ns if lane.cost_ns is None else lane.cost_ns
-            if batch and cost_ns > left_ns:
+            if len(batch) >= least and cost_ns > left_ns:
                 break
             heappop(heap)
             lane.queued = False
             if not lane.units:
                 continue
             self._start_ns = max(self._start_ns, start_ns)
-            number = min(len(lane.units), max(1, left_ns // cost_ns))
+            number = min(len(lane.units), max(1, least - len(batch), left_ns // cost_ns))
             for _ in range(number):
                 unit = lane.units.popleft()
                 unit.charged_ns = cost_ns

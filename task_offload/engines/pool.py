@@ -20,7 +20,7 @@ from task_offload.runner import Kind, Outcome
 
 log = logging.getLogger(__name__)
 
-BATCH_NS = 1_000_000  # expected work of the units that a worker takes at once; a later one waits so much longer
+BATCH_NS = 1_000_000
 NEVER_NS = 1 << 62
 LOOK_S = 0.25  # between looks for units that take too long
 TRIES = 2  # of a unit whose worker dies
@@ -37,6 +37,8 @@ class Pool:
         sticky: workers keep that state, so a lane stays with its worker.
         finished: called with outcomes, on a worker's thread.
         timeout_s: how long a unit may take.
+        batch_ns: expected work of the units that a worker takes at once; a later one waits so much longer.
+        least: how many it takes at once in any case, if so many wait.
 
     Attributes:
         abandoned: threads that hang in a task; nobody can end them.
@@ -53,11 +55,15 @@ class Pool:
         sticky: bool,
         finished: Finished,
         timeout_s: float,
+        batch_ns: int = BATCH_NS,
+        least: int = 1,
     ) -> None:
         self._make_worker = make_worker
         self._finished = finished
         self._timeout_s = timeout_s
         self._sticky = stateful and sticky
+        self._batch_ns = batch_ns
+        self._least = least
         self._lock = threading.Lock()  # of the queues
         self._closed = threading.Event()
         self.abandoned = 0
@@ -150,7 +156,7 @@ class Pool:
                     worker.forget(slot.forget.popleft())
                 if self._closed.is_set():
                     return False
-                if units := queue.fair.take(BATCH_NS):
+                if units := queue.fair.take(self._batch_ns, self._least):
                     break
                 queue.ready.wait()
             if queue.fair:

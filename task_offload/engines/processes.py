@@ -18,10 +18,10 @@ from multiprocessing.shared_memory import SharedMemory
 from time import perf_counter_ns
 
 from task_offload.engines.base import Done, Lane, TaskTimeoutError, Unit, WorkerLostError
-from task_offload.engines.remote import Call, NearSide, RemoteRunner, Reply
+from task_offload.engines.remote import Call, NearSide, RemoteRunner, without_buffers
 from task_offload.errors import AppError, OffloadError
 from task_offload.task import Chain
-from task_offload.wire.codec import BODY_ALIGNMENT, Payload
+from task_offload.wire.codec import BODY_ALIGNMENT
 from task_offload.wire.memory import MemoryPool
 
 FIRST_BYTES = 1024 * 1024
@@ -270,7 +270,7 @@ def _serve(pipe: Connection, life: Connection, app: str) -> None:
                 reply = runner.run(call, body)
                 payload = reply.payload
                 place = back.add(payload.buffers if payload is not None else ())
-                pipe.send((_without_buffers(reply), *place))
+                pipe.send((without_buffers(reply), *place))
                 del body, reply, payload
     except (EOFError, OSError):
         pass  # the server has ended
@@ -286,13 +286,3 @@ def _die_with(life: Connection) -> None:
         life.recv()
     except (EOFError, OSError):
         os._exit(1)
-
-
-def _without_buffers(reply: Reply) -> Reply:
-    payload = reply.payload
-    if payload is None:
-        return reply
-    return Reply(
-        reply.kind, reply.task, reply.busy_ns, reply.decode_ns, reply.cpu_ns, reply.error,
-        Payload(payload.head, (), payload.size_bytes),
-    )  # fmt: skip

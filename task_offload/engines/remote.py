@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import thread_time_ns
 from typing import Any
 
@@ -152,6 +152,14 @@ def outcome_of(reply: Reply, item: Item, decoder: Decoder, body: memoryview) -> 
         error = ProtocolError(text) if forbidden else RemoteTaskError(name, text, trace)
         return Outcome(kind, reply.task, error, reply.busy_ns)
     return Outcome(kind, reply.task, args if kind is Kind.CONTINUED else None, reply.busy_ns)
+
+
+def without_buffers(reply: Reply) -> Reply:
+    """A reply whose payload's buffers travel apart."""
+    payload = reply.payload
+    if payload is None:
+        return reply
+    return replace(reply, payload=Payload(payload.head, (), payload.size_bytes))
 
 
 def _describe(error: BaseException) -> tuple[str, str, str]:

@@ -98,11 +98,12 @@ class Shares:
             self._before[key] = total
         workers = sum(each[0] for each in busy.values())
         main = sum(each[1] for each in busy.values())
-        fair = 1 / max(1, sum(1 for each in busy.values() if each != (0.0, 0.0)))
-        return {
-            key: (
+        active = sum(1 for each in busy.values() if each != (0.0, 0.0))
+        shares = {}
+        for key, mine in busy.items():
+            fair = 1 / (active if mine != (0.0, 0.0) else active + 1)  # who begins now takes a part too
+            shares[key] = (
                 max(self._workers - (workers - mine[0]), self._workers * fair),
-                min(1.0, max(1.0 - (main - mine[1]), fair)),
+                max(min(1.0, 1.0 - (main - mine[1])), fair),
             )
-            for key, mine in busy.items()
-        }
+        return shares

@@ -1,6 +1,8 @@
-"""What a device costs the cloud, and the share of the cloud that it may count on."""
+"""What devices are told of the cloud: what the others leave, and at least a fair part."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import pytest
 
@@ -8,43 +10,62 @@ from task_offload.engines.base import Done, Lane, Unit
 from task_offload.observe.cloud_costs import CloudCosts, Shares
 from task_offload.runner import Kind, Outcome
 from task_offload.task import Item
-from task_offload.wire.messages import PayloadBusy, TaskBusy
+
+S = 1_000_000_000
 
 
-def done(outcome: Outcome, split: int = 2, tag: int = 1) -> Done:
-    unit = Unit(Lane(), Item("d", "s", 0, 0.0, split), memoryview(b""), None, tag, None, received_ns=500_000)
-    return Done(unit, outcome, decode_ns=1_500_000, queued_ns=7_000_000, cpu_ns=100)
+def shares_after(busy: Mapping[int, tuple[float, float]], workers: int = 4) -> dict[int, tuple[float, float]]:
+    """The shares of devices that kept so many workers, and so much of the main thread, busy for a second."""
+    shares, sessions = Shares(workers), {key: CloudCosts() for key in busy}
+    shares.measure(sessions, 10.0)
+    for key, (worker, main) in busy.items():
+        sessions[key].worker_busy_ns += int(worker * S)
+        sessions[key].main_busy_ns += int(main * S)
+    return shares.measure(sessions, 11.0)
 
 
-def test_costs_by_task_and_payload_since_they_were_last_told() -> None:
+def test_a_device_alone_has_it_all() -> None:
+    assert shares_after({1: (3.9, 0.9)})[1] == pytest.approx((4.0, 1.0))
+
+
+def test_a_device_is_told_what_the_others_leave() -> None:
+    found = shares_after({1: (1.0, 0.1), 2: (0.5, 0.3)})
+    assert found[1] == pytest.approx((3.5, 0.7))
+    assert found[2] == pytest.approx((3.0, 0.9))
+
+
+def test_many_greedy_devices_are_told_their_fair_parts() -> None:
+    found = shares_after(dict.fromkeys(range(500), (4 / 500, 1 / 500)))
+    for workers, main in found.values():
+        assert workers == pytest.approx(4 / 500, rel=0.01)
+        assert main == pytest.approx(1 / 500, rel=0.01)
+
+
+def test_a_small_device_keeps_its_fair_part_beside_a_greedy_one() -> None:
+    found = shares_after({0: (3.95, 0.5), **dict.fromkeys(range(1, 11), (0.005, 0.0))})
+    assert found[1][0] == pytest.approx(4 / 11)
+    assert found[0][0] == pytest.approx(3.95)
+
+
+def test_one_that_begins_is_told_what_would_be_its_part() -> None:
+    found = shares_after({1: (4.0, 1.0), 2: (0.0, 0.0)})
+    assert found[2] == pytest.approx((2.0, 0.5))
+
+
+def test_no_devices_no_shares() -> None:
+    assert shares_after({}) == {}
+
+
+def test_costs_are_told_once() -> None:
     costs = CloudCosts()
-    costs.add(done(Outcome(Kind.CONTINUED, 3, (), [1_000_000, 2_000_000])), 4_000_000, 50)
-    costs.add(done(Outcome(Kind.FILTERED, 3, None, [1_000_000, 2_000_000])), None, 50)
-    costs.add(done(Outcome(Kind.FAILED, 2, ValueError(), [1_000_000])), None, 50)
-    told = costs.take(1.5, 0.5)
+    item = Item("device", "", 0, 0.0, 2)
+    unit = Unit(Lane(), item, memoryview(b""), None, 7, None, received_ns=1000)
+    costs.add(Done(unit, Outcome(Kind.CONTINUED, 3, (), [5000, 6000]), 2000, 9000, 14000), 4000, 3000)
+    costs.add(Done(unit, Outcome(Kind.FILTERED, 2, None, [5000]), 2000, 9000, 8000), None, 1000)
+    told = costs.take(2.0, 0.5)
     assert told is not None
-    assert told.tasks == (TaskBusy(2, 3, 2, 3000), TaskBusy(3, 2, 1, 4000), TaskBusy(4, 1, 1, 4000))
-    assert told.payloads == (PayloadBusy(2, 1, 3, 6000),)
-    assert (told.workers, told.main_share, told.queue_us, told.queued) == (1.5, 0.5, 21_000, 3)
-    assert costs.take(1.5, 0.5) is None
-    assert costs.main_busy_ns == 4_000_000
-
-
-def test_a_device_alone_may_count_on_everything() -> None:
-    shares = Shares(4)
-    costs = CloudCosts()
-    assert shares.measure({1: costs}, 10.0) == {1: (4, 1.0)}
-    assert shares.measure({}, 11.0) == {}
-
-
-def test_what_the_others_leave_and_at_least_a_fair_part() -> None:
-    shares = Shares(4)
-    busy, idle = CloudCosts(), CloudCosts()
-    shares.measure({1: busy, 2: idle}, 10.0)
-    busy.worker_busy_ns += 3_000_000_000
-    busy.main_busy_ns += 900_000_000
-    found = shares.measure({1: busy, 2: idle}, 11.0)
-    assert found[1] == (pytest.approx(4.0), pytest.approx(1.0))
-    workers, main = found[2]
-    assert workers >= 1.0
-    assert 0 < main <= 1.0
+    assert (told.workers, told.main_share, told.queue_us, told.queued) == (2.0, 0.5, 18, 2)
+    assert [(t.task, t.items, t.survived, t.busy_us) for t in told.tasks] == [(2, 2, 1, 10), (3, 1, 1, 6), (4, 1, 1, 4)]
+    assert [(p.split, p.tag, p.items, p.busy_us) for p in told.payloads] == [(2, 7, 2, 6)]
+    assert costs.cpu_ns == 14000 + 8000 + 3000 + 1000 + 2000
+    assert costs.take(2.0, 0.5) is None

@@ -1,0 +1,62 @@
+"""An app whose second task does as its item says: the suite over all engines runs it, with and without state."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from task_offload.picture import picture
+from task_offload.task import current_item, publish_frame
+
+IN_CHILD = "DEEDS_IN_CHILD"  # an environment variable: what the app does when it is imported elsewhere than in the test
+let_go = threading.Event()  # ends the threads that hang
+
+if os.environ.get("DEEDS_PID", str(os.getpid())) != str(os.getpid()) and os.environ.get(IN_CHILD) == "fail":
+    raise RuntimeError("no such camera")
+
+
+def take():
+    return True, ()
+
+
+def do(deed, value):
+    if deed == "double":
+        return True, (os.getpid(), threading.get_ident(), value * 2)
+    if deed == "drop":
+        return False
+    if deed == "raise":
+        raise ValueError(f"cannot do {value}")
+    if deed == "return":
+        return value
+    if deed == "shape":
+        publish_frame(value[:2] + 1)
+        return True, (picture(value + 1), value.shape)
+    if deed == "die":
+        os._exit(3)
+    if deed == "die once":
+        if not Path(value).exists():
+            Path(value).touch()
+            os._exit(3)
+        return True, ("alive",)
+    if deed == "hang":
+        let_go.wait(60)
+        return True, ("late",)
+    if deed == "sum":
+        state = current_item().state
+        state["sum"] = state.get("sum", 0) + value
+        time.sleep(0)  # lets others in, if anything does
+        return True, (os.getpid(), state["sum"])
+    if deed == "large":
+        return True, (np.full(value, 7, np.uint8),)
+    raise AssertionError(deed)
+
+
+def show(*args):
+    return True, list(args)
+
+
+tasks = [take, do, show]
