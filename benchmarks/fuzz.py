@@ -152,22 +152,33 @@ def connection_parser() -> Parser:
         item_prefix(264, 0, 3, 0, 0, 0),
         bye(265),
     ]
-    of_cloud = [ack(books), costs.encode(), PING, ack(Totals(300, 240, 50, {"overload": 10})), farewell(books)]
-    corpus = []
-    for begun in range(3):
-        for pieces in (1, 7, 64, 60_000):
-            start = pieces.to_bytes(2, "little")
-            to_cloud = [hello, *of_device] if begun == 0 else of_device
-            to_device = [welcome, *of_cloud] if begun == 0 else of_cloud
-            for side, messages in ((0, to_cloud), (1, to_device)):
-                corpus.append(bytes([side, begun]) + start + b"".join(messages))
-                corpus += [bytes([side, begun]) + start + each for each in (*messages, refusal)]
+    of_cloud = [ack(books), costs.encode(), PING, ack(Totals(300, 240, 50, {"overload": 10}))]
+    last = farewell(Totals(300, 240, 50, {"overload": 10}))
+    streams = [  # to which side, what has begun (0 nothing, 1 open, 2 leaving), messages
+        (0, 0, [hello, *of_device, PING]),
+        (0, 0, [hello, refusal]),
+        (0, 1, of_device),
+        *((0, 1, [each]) for each in (*of_device, refusal)),
+        (0, 2, [PING, refusal]),
+        (1, 0, [welcome, *of_cloud, refusal]),
+        (1, 0, [refusal]),
+        (1, 1, of_cloud),
+        *((1, 1, [each]) for each in (*of_cloud, refusal)),
+        (1, 2, [*of_cloud, last]),
+        (1, 2, [last]),
+    ]
+    corpus = [
+        bytes([side, begun]) + pieces.to_bytes(2, "little") + b"".join(messages)
+        for side, begun, messages in streams
+        # A body may follow the welcome only, so it may not come together with the hello.
+        for pieces in ((0, len(hello) - 1) if messages[0] is hello else (0, 7, 64, 60_000))
+    ]
 
     def parse(data: bytes) -> None:
         to_device, begun = data[:1] == b"\1", data[1] % 3 if len(data) > 1 else 0
         size = 1 + int.from_bytes(data[2:4], "little")
         reader = FrameReader(memory, BEFORE_AUTHENTICATION if begun == 0 else limits)
-        side = DeviceSide(100, 280) if to_device else CloudSide(7, (1, 2, 3))
+        side = DeviceSide(100, 400) if to_device else CloudSide(7, (1, 2, 3))
         if begun:
             side.state = (State.OPEN, State.LEAVING)[begun - 1]
         at = 4
