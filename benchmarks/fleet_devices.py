@@ -133,6 +133,10 @@ class Fleet:
         while any(not (each.open or each.closed) for each in self.devices) and time.monotonic() < ends_at:
             self._turn(0.05, False)
 
+    def pin(self, core: int) -> None:
+        """Stays on one core, so that the cloud has the others to itself."""
+        os.sched_setaffinity(0, {core})
+
     def idle(self, seconds: float) -> None:
         """Stays connected and sends nothing but signs of life."""
         ends_at = time.monotonic() + seconds
