@@ -17,12 +17,13 @@ class Gate:
     def wait(self) -> bool:
         """Waits for a byte. False if the test has closed the gate for good."""
         while self._file is not None:
-            # A signal that comes right before a system call does not interrupt it, hence not for ever.
-            if select.select([self._file], [], [], 0.1)[0]:
-                try:
-                    return os.read(self._file, 1) != b""
-                except BlockingIOError:
-                    pass  # another thread was faster
+            # Not for ever: a signal that comes right before a system call does not interrupt it, and `select` does not
+            # tell of a gate that was closed before this side opened it.
+            select.select([self._file], [], [], 0.1)
+            try:
+                return os.read(self._file, 1) != b""
+            except BlockingIOError:
+                pass
         return True
 
 

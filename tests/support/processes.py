@@ -149,7 +149,10 @@ class Gate:
         os.write(self._file, b"." * items)
 
     def close(self) -> None:
-        """Nobody passes any more; a first task that waits here ends its stream."""
+        """Nobody passes any more; a first task that waits here ends its stream.
+
+        What was let through before is forgotten if the other side has not opened the gate yet.
+        """
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
