@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.apps import expected_of_counter
-from tests.support.processes import Lab, Row, Server, check_order
+from tests.support.processes import Device, Lab, Row, Server, check_order
 
+pytestmark = pytest.mark.timeout(180)  # processes take their time on a busy machine
 COUNT = 60
 ONE_DEVICE = {"COUNT": str(COUNT)}
 
@@ -470,6 +472,30 @@ def test_twenty_devices_at_once_see_only_their_own_items(lab: Lab) -> None:
     assert {each["device"]: each["items"]["captured"] for each in cloud["sessions"]} == {
         f"device-{number}": 50 + number for number in range(20)
     }
+
+
+def test_the_servers_memory_and_descriptors_come_back(lab: Lab) -> None:
+    """Eight devices at once with frames of 360 kB, after one that has warmed it up."""
+    server = lab.server("typed", "--no-tls")
+    process = psutil.Process(server.pid)
+
+    def run(name: str) -> Device:
+        return lab.device("typed", "1", "--no-tls", "--picture-quality", "0", port=server.port, name=name)
+
+    def settled() -> tuple[int, int, int]:
+        return process.memory_info().rss, process.num_fds(), process.num_threads()
+
+    run("first").finish()
+    server.wait_for("device first left")
+    memory, descriptors, threads = settled()
+    for device in [run(f"device-{number}") for number in range(8)]:
+        assert device.finish()["items"]["completed"] == 12
+    server.wait_for("device device-[0-9] left", 8)
+    memory_after, descriptors_after, threads_after = settled()
+    server.stop()
+    assert descriptors_after <= descriptors
+    assert threads_after <= threads
+    assert memory_after - memory < 48_000_000  # the pool keeps some of what came in at once
 
 
 def test_a_newer_device_of_the_same_name_replaces_the_older(lab: Lab) -> None:

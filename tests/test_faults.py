@@ -12,6 +12,7 @@ from tests.apps import expected_of_counter
 from tests.support.fault_proxy import FaultProxy
 from tests.support.processes import Device, Lab, Row, check_order
 
+pytestmark = pytest.mark.timeout(180)  # processes take their time on a busy machine
 Proxies = Callable[..., FaultProxy]
 
 

@@ -6,8 +6,12 @@ import re
 import shutil
 from pathlib import Path
 
+import pytest
+
 from task_offload.transport.tokens import Token, format_token, parse_token
 from tests.support.processes import Lab
+
+pytestmark = pytest.mark.timeout(180)  # processes take their time on a busy machine
 
 
 def remote(token: str | None, name: str = "device") -> dict[str, str]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 
+import pytest
+
 from task_offload.spool import DiskSpool
 from tests.apps import expected_of_counter
 from tests.support.fault_proxy import FaultProxy
 from tests.support.processes import Device, Gate, Lab, Row, check_order, check_report
 
+pytestmark = pytest.mark.timeout(180)  # processes take their time on a busy machine
 Proxies = Callable[..., FaultProxy]
 
 

@@ -47,9 +47,11 @@ class Process:
 
     Attributes:
         may_fail: tracebacks and warnings on stderr are what the test is about.
+        patience_s: how long it may take until what is waited for.
     """
 
     may_fail = False
+    patience_s = PATIENCE_S
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> None:
         self._changed = threading.Condition()
@@ -105,7 +107,7 @@ class Process:
             return [found for line in lines if (found := expression.search(line))]
 
         with self._changed:
-            self._changed.wait_for(lambda: len(matches()) >= times or not self._open, PATIENCE_S)
+            self._changed.wait_for(lambda: len(matches()) >= times or not self._open, self.patience_s)
             found = matches()
         assert len(found) >= times, f"no {times} lines like {pattern!r}{self._told()}"
         return found[-1]
@@ -113,11 +115,11 @@ class Process:
     def wait(self, status: int | None = 0) -> int:
         """Waits for the end, and expects this exit status; None takes any."""
         try:
-            found = self.popen.wait(PATIENCE_S)
+            found = self.popen.wait(self.patience_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it did not end{self._told()}") from None
         for reader in self._readers:
-            reader.join(PATIENCE_S)
+            reader.join(self.patience_s)
         assert status is None or found == status, f"exit status {found} where {status} was due{self._told()}"
         if status is not None and not self.may_fail:
             for trouble in ("Traceback", "Exception ignored", "Warning:"):
@@ -291,6 +293,7 @@ class Lab:
         port: int | None = None,
         name: str = "device",
         env: Mapping[str, str] | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> Device:
         """A device that has been started. `port` sets HOST and PORT; without it there is no server."""
         self._number += 1
@@ -304,6 +307,7 @@ class Lab:
         device = Device(command, {**self.env, **at, **(env or {})}, self.folder)
         self._processes.append(device)
         device.report_file = report
+        device.patience_s = patience_s
         return device
 
     def enroll(self, name: str) -> str:
