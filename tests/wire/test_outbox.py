@@ -150,12 +150,13 @@ def test_ages_of_a_run_make_sense_whatever_the_clock_did(captured_at, last_captu
 
 
 def test_the_oldest_payloads_are_given_up_and_become_runs():
-    outbox = filled(*(item(n) for n in range(10)))
+    outbox = filled(*(item(n, captured_at=10.0 + n) for n in range(10)))
     for _ in range(7):
         assert outbox.drop_oldest_waiting("spool_full") == 1
     entries = send_all(outbox)
     assert runs(entries) == [(0, 7), (7, 1), (8, 1), (9, 1)]
     assert (entries[0].ending, entries[0].detail, entries[0].payload) == (Ending.DROPPED, "spool_full", None)
+    assert (entries[0].captured_at, entries[0].last_captured_at) == (10.0, 16.0)
     assert outbox.sent_bytes == 4 * OVERHEAD_BYTES + 300
 
 
