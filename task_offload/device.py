@@ -249,11 +249,10 @@ class OffloadRun(Run):
             return
         self.mixer.follow(decision)
         before, self.decision = self.decision, decision
-        if dict(before.shares) == dict(decision.shares) and before.codec == decision.codec:
+        if decision.routine:
             return
-        if not decision.routine:
-            codec = f", codec {before.codec} -> {decision.codec}" if before.codec != decision.codec else ""
-            say(f"split {in_words(before.shares)} -> {in_words(decision.shares)}{codec}: {decision.reason}")
+        codec = f", codec {before.codec} -> {decision.codec}" if before.codec != decision.codec else ""
+        say(f"split {in_words(before.shares)} -> {in_words(decision.shares)}{codec}: {decision.reason}")
         self.decisions.append(
             {
                 "t": round(now - self.began_at, 3),
