@@ -18,7 +18,6 @@ and the part horizon / round trip in each round trip, and one that is too large 
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
 
 from task_offload.wire.outbox import Entry
 
@@ -30,48 +29,35 @@ LEAST_ITEMS = 2  # one on its way while the next is processed
 FIRST_BYTES = 64 * 1024  # before anything was measured, beside the least items
 
 
-class _Ack(NamedTuple):
-    delivered_bytes: int
-    acked_at: float
-    sent_at: float
-
-
 class Window:
     """The flow control of one connection.
 
     Arguments:
         most_items, most_bytes: what the cloud allows to be sent and not acknowledged.
+
+    Attributes:
+        size_bytes: while fewer are on their way, one more item may go.
+        delivered_bytes: acknowledged so far.
     """
 
     def __init__(self, most_items: int, most_bytes: int) -> None:
         self.most_items = most_items
         self.most_bytes = most_bytes
+        self.size_bytes = min(FIRST_BYTES, most_bytes)
         self.delivered_bytes = 0
-        self._acks: deque[_Ack] = deque()  # those that entries on their way may have been sent after
+        # Acks that entries on their way may have been sent after: delivered bytes, when they came, when that was sent.
+        self._acks: deque[tuple[int, float, float]] = deque()
         self._rate = _Highest()
-        self._newest_rate = 0.0
         self._largest = _Highest()
         self._round_trip_s = 0.0
-        self._round_trip_bytes = 0.0  # the item that took it
+        self._round_trip_bytes = 0  # the item that took it
         self._round_trip_at = 0.0  # when one as short was seen last
         self._draining_since: float | None = None
 
     @property
     def goodput(self) -> float:
         """Bytes a second that were delivered at best in the last second or two; 0 if unknown."""
-        return self._rate.value or 0.0
-
-    @property
-    def size_bytes(self) -> int:
-        """How many bytes may be on their way: while they are fewer, one more item may go."""
-        rate = self._rate.value
-        if rate is None:
-            return min(FIRST_BYTES, self.most_bytes)
-        if self._draining_since is not None:
-            return min(self.most_bytes, int(self._newest_rate * self._round_trip_s / 2))
-        # A larger item takes longer by what it is larger.
-        larger_bytes = max(0.0, (self._largest.value or 0.0) - self._round_trip_bytes)
-        return min(self.most_bytes, int(rate * (self._round_trip_s + HORIZON_S) + larger_bytes))
+        return self._rate.value
 
     def allows(self, sent_entries: int, sent_bytes: int, next_bytes: int) -> bool:
         """Whether an entry of `next_bytes` may be sent while so many entries and bytes are not acknowledged."""
@@ -84,33 +70,38 @@ class Window:
 
     def acknowledged(self, entry: Entry, now_s: float) -> None:
         """An entry that was sent on this connection is acknowledged. They come in the order of their sending."""
-        self.delivered_bytes += entry.size_bytes
-        self._largest.add(entry.size_bytes, now_s)
-        self._measure_rate(entry, now_s)
-        self._measure_round_trip(entry, now_s)
-        ack = _Ack(self.delivered_bytes, now_s, entry.sent_at)
-        if self._acks and self._acks[-1].acked_at == now_s:
-            self._acks[-1] = ack
+        size_bytes = entry.size_bytes
+        self.delivered_bytes += size_bytes
+        self._largest.add(size_bytes, now_s)
+        self._rate.add(rate := self._rate_of(entry, size_bytes, now_s), now_s)
+        self._measure_round_trip(entry, size_bytes, now_s)
+        if self._draining_since is not None:
+            window_bytes = rate * self._round_trip_s / 2
         else:
-            self._acks.append(ack)
+            window_bytes = self._rate.value * (self._round_trip_s + HORIZON_S)
+            window_bytes += max(0.0, self._largest.value - self._round_trip_bytes)  # a larger item takes longer
+        self.size_bytes = min(self.most_bytes, int(window_bytes))
 
-    def _measure_rate(self, entry: Entry, now_s: float) -> None:
+    def _rate_of(self, entry: Entry, size_bytes: int, now_s: float) -> float:
+        """Bytes a second that were delivered while an entry was on its way, which is acknowledged now."""
         acks = self._acks
-        while len(acks) > 1 and acks[1].delivered_bytes <= entry.delivered_bytes:
+        while len(acks) > 1 and acks[1][0] <= entry.delivered_bytes:
             acks.popleft()
         interval_s = now_s - entry.sent_at
-        way_was_idle = entry.ahead_bytes == entry.size_bytes
-        if not way_was_idle and acks and acks[0].delivered_bytes <= entry.delivered_bytes:
-            before = acks[0]
-            interval_s = max(now_s - before.acked_at, entry.sent_at - before.sent_at)
-        self._newest_rate = (self.delivered_bytes - entry.delivered_bytes) / max(interval_s, 1e-6)
-        self._rate.add(self._newest_rate, now_s)
+        if acks and entry.ahead_bytes != size_bytes:  # the way was not idle
+            delivered_bytes, acked_at, sent_at = acks[0]
+            if delivered_bytes <= entry.delivered_bytes:
+                interval_s = max(now_s - acked_at, entry.sent_at - sent_at)
+        if acks and acks[-1][1] == now_s:
+            acks.pop()
+        acks.append((self.delivered_bytes, now_s, entry.sent_at))
+        return (self.delivered_bytes - entry.delivered_bytes) / max(interval_s, 1e-6)
 
-    def _measure_round_trip(self, entry: Entry, now_s: float) -> None:
+    def _measure_round_trip(self, entry: Entry, size_bytes: int, now_s: float) -> None:
         round_trip_s = now_s - entry.sent_at
         drained = self._draining_since is not None and entry.sent_at >= self._draining_since
         if drained or not self._round_trip_at or round_trip_s <= self._round_trip_s:
-            self._round_trip_s, self._round_trip_bytes = round_trip_s, entry.size_bytes
+            self._round_trip_s, self._round_trip_bytes = round_trip_s, size_bytes
             self._round_trip_at, self._draining_since = now_s, None
         elif round_trip_s <= self._round_trip_s + HARDLY * (self._round_trip_s + HORIZON_S):
             self._round_trip_at = now_s
@@ -125,12 +116,13 @@ class _Highest:
         self._old: float | None = None
         self._new: float | None = None
         self._since_s = 0.0
-        self.value: float | None = None
+        self.value = 0.0
 
     def add(self, value: float, now_s: float) -> None:
         if now_s - self._since_s > MEMORY_S:
             self._old = self._new if now_s - self._since_s < 2 * MEMORY_S else None
             self._new = None
             self._since_s = now_s
-        self._new = value if self._new is None else max(self._new, value)
-        self.value = self._new if self._old is None else max(self._old, self._new)
+        if self._new is None or value > self._new:
+            self._new = value
+            self.value = value if self._old is None else max(self._old, value)
