@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -17,6 +18,7 @@ from task_offload.results.base import Record, Row, SessionBooks, SessionKey, Sin
 log = logging.getLogger(__name__)
 
 MAX_COMMIT_ROWS: Final = 2048  # some 25 ms of work; longer commits make acks late, and cost as much a row
+COMMITS_APART_S: Final = 0.01  # from one's begin to the next one's: a commit costs as much as the rows of some items
 MAX_CACHED_BOOKS: Final = 4096  # sessions; the books of others are read from the store again
 FIRST_WAIT_S: Final = 0.1
 LONGEST_WAIT_S: Final = 5.0
@@ -60,6 +62,7 @@ class Recorder:
         self._changed = threading.Condition()
         self._waiting: deque[Record] = deque()
         self._in_commit = 0
+        self._next_commit_at = 0.0
         self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         if store is not None:
@@ -153,7 +156,12 @@ class Recorder:
                 while not self._waiting and not self._closing.is_set():
                     if not self._changed.wait(idle_s):
                         break
+                early_s = self._next_commit_at - time.monotonic() if self._waiting else 0.0
+            if early_s > 0.0:
+                self._closing.wait(early_s)
+            with self._changed:
                 if self._waiting:
+                    self._next_commit_at = time.monotonic() + COMMITS_APART_S
                     return self._pop()
                 if self._closing.is_set():
                     return []
