@@ -255,6 +255,7 @@ def run(parse: Parse, corpus: list[bytes], inputs: int, seed: int) -> int:
         except ProtocolError:
             pass
         except BaseException:
+            faulthandler.cancel_dump_traceback_later()
             print(f"input {number} of seed {seed}: {given.hex()}", file=sys.stderr)
             raise
         took_s = time.process_time() - started

@@ -62,6 +62,7 @@ FORGET_AFTER_S = 24 * 3600.0  # a session without a connection: its tasks' state
 MAX_REPORTED_SESSIONS = 10_000
 MAIN_BATCH = 256  # items that are handed to the recorder at once, at most
 MAIN_BATCH_S = 0.005  # and how long the first of them waits for the others
+FIRST_DEVICE = "device-1"  # enrolled at the first start
 COME_BACK_S = 2.0  # what a stopping server tells its devices
 FULL_COME_BACK_S = 10.0  # what a full one tells them
 MAX_DEVICES = 4000  # fewer than `ListenerLimits.connections`, so that the next ones hear why
@@ -200,6 +201,12 @@ class Cloud:
     def port(self) -> int:
         """The port that it listens on."""
         return self._listener.port
+
+    def enroll_first(self) -> str | None:
+        """The line to paste on a device, at the first start; None where a device has been enrolled already."""
+        if self._identity is None or self._identity.list_devices():
+            return None
+        return self._identity.enroll(FIRST_DEVICE)
 
     def start(self) -> None:
         """Lets devices in."""
@@ -713,6 +720,11 @@ def run_cloud(config: CloudConfig, started: Callable[[int], None] | None = None)
     print(f"listening on {config.host}:{cloud.port}, running {config.app}", file=sys.stderr, flush=True)
     if started is not None:
         started(cloud.port)
+    elif (line := cloud.enroll_first()) is not None:
+        print(
+            f"paste this on a device, which is named {FIRST_DEVICE} then (--enroll NAME for others):\n{line}",
+            flush=True,
+        )
     try:
         cloud.run()
     finally:
@@ -724,6 +736,8 @@ def _manage(config: CloudConfig) -> int:
     """Does what `--enroll`, `--revoke` or `--list-devices` asks."""
     identity = CloudIdentity(config.state_dir or default_state_dir())
     if config.enroll:
+        if any(device.name == config.enroll for device in identity.list_devices()):
+            print(f"{config.enroll} was enrolled before; its earlier token no longer works", file=sys.stderr)
         print(identity.enroll(config.enroll))
     if config.revoke:
         identity.revoke(config.revoke)

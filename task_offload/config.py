@@ -317,13 +317,18 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
     options.add(
         "--results", str, None, "where endings and results are recorded: sqlite:FILE, jsonl:FILE, "
         "mqtt://HOST, none; repeatable "
-        "(default sqlite:results.sqlite)", metavar="SINK", action="append",
+        "(default sqlite:results.sqlite) [$OFFLOAD_RESULTS]", metavar="SINK", action="append",
     )  # fmt: skip
     options.add(
         "--keep", _number(0), None, "how many days results are kept (default: for ever)", "OFFLOAD_KEEP", metavar="DAYS"
     )
     options.add(
-        "--state-dir", Path, None, "folder with the server's key and its devices", "OFFLOAD_STATE_DIR", metavar="DIR"
+        "--state-dir",
+        Path,
+        None,
+        "folder with the server's key and its devices (default: below the user's state folder)",
+        "OFFLOAD_STATE_DIR",
+        metavar="DIR",
     )
     options.add("--enroll", str, None, "let a device in: print the line to paste there, and exit", metavar="NAME")
     options.add("--revoke", str, None, "shut a device out, and exit", metavar="NAME")

@@ -18,7 +18,7 @@ from task_offload.task import Chain, Item, load_app
 
 CPU_FACTOR = 10.0
 LINK = EmulatedLink(bytes_per_s=100e6 / 8, delay_s=0.005)
-DEMAND = 1.5  # times what the emulated device could do alone, so that the split has to move
+DEMAND = 1.3  # times what the emulated device could do alone, so that the split has to move
 MEASURE_S = 2.0
 MEASURE_ITEMS = 40
 
@@ -107,4 +107,7 @@ def _serve(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+    try:
+        _serve(Path(sys.argv[1]))
+    except OffloadError as error:
+        sys.exit(f"demo server: {error}")

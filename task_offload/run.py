@@ -139,7 +139,8 @@ class Run:
         fps = books.finished / duration_s if duration_s > 0 else 0.0
         p50, p99 = (self.meters.latency.percentile(p) for p in (50, 99))
         times = f", latency p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms" if p50 and p99 else ""
-        say(f"{books.summary()}; {duration_s:.1f} s, {fps:.2f} FPS{times}")
+        if books.captured or books.delivered_earlier:
+            say(f"{books.summary()}; {duration_s:.1f} s, {fps:.2f} FPS{times}")
         if self.config.report is not None:
             write_report(self.config.report, self.report(duration_s, more))
 

@@ -211,9 +211,10 @@ def _import(app: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (app == error.name or app.startswith(error.name + ".")):
             raise AppError(f"app {app}: there is no module of this name; give a module or a file to --app") from error
-        raise AppError(f"app {app}: it imports {error.name}, which is not installed; pip install it") from error
+        package = {"cv2": "opencv-python"}.get(str(error.name), error.name)
+        raise AppError(f"app {app}: it imports {error.name}, which is not installed; pip install {package}") from error
     except (Exception, SystemExit) as error:
-        if "libGL" in str(error) or "libgthread" in str(error):
+        if any(library in str(error) for library in ("libGL", "libgthread", "libglib")):
             raise AppError(
                 f"app {app}: OpenCV needs a system library ({error}); either  sudo apt install libgl1 libglib2.0-0  "
                 "or  pip uninstall opencv-python && pip install opencv-python-headless"

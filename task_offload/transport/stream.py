@@ -97,7 +97,7 @@ class Stream:
     def receive_into(self, buffer: memoryview) -> int | None:
         """Receives what there is. Returns the number of bytes, 0 at the end, None if there is nothing now.
 
-        Less than the buffer holds means that there is no more now, with TLS too, which gives at most a record at a time.
+        Less than the buffer holds means that there is no more now, with TLS too, which gives a record at a time.
 
         Raises:
             LinkError: the connection is lost.
