@@ -7,7 +7,12 @@ coordinator stays the door and the book-keeper; it talks to the cluster's worker
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from time import perf_counter_ns
@@ -24,10 +29,13 @@ from task_offload.task import Chain
 from task_offload.wire.codec import BODY_ALIGNMENT
 from task_offload.wire.memory import MemoryPool
 
+log = logging.getLogger(__name__)
+
 CONNECT_S = 10.0
 START_S = 60.0  # for an actor to load the app
 START_TRIES = 3
-RESTART_S = 30.0  # for a worker of the cluster whose actor hangs
+RETURN_S = 30.0  # for a worker of the cluster to be there again
+RETURN_LOOK_S = 0.2
 BATCH_NS = 8_000_000  # a round trip takes a millisecond and more, so an actor gets work for several
 LEAST_AT_ONCE = 2  # one travels while the other is worked on
 CALL_BYTES = 1024 * 1024  # of several units in one call
@@ -50,9 +58,10 @@ class DaskEngine:
         self, chain: Chain, address: str, workers: int, stateful: bool, finished: Finished, timeout_s: float
     ) -> None:
         self._cluster, self._client = _connect(address, workers)
+        places = Places(self._client)
         try:
             self._pool = Pool(
-                lambda: DaskWorker(chain, self._client, timeout_s),
+                lambda: DaskWorker(chain, self._client, places, timeout_s),
                 workers, stateful, True, finished, timeout_s, BATCH_NS, LEAST_AT_ONCE,
             )  # fmt: skip
         except BaseException:
@@ -117,12 +126,52 @@ class DaskActor:
         self._runner.forget(lane)
 
 
+class Places:
+    """Which worker of the cluster each actor is on: one each, so that an actor that dies takes no other with it."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._lock = threading.Lock()
+        self._of: dict[object, str] = {}
+        self._most = 0  # workers of the cluster, when it had all of them
+
+    def choose(self, actor: object) -> str:
+        """The address of a worker that has the fewest actors. One that is just starting again is waited for.
+
+        Raises:
+            LinkError: the cluster has no workers.
+        """
+        with self._lock:
+            lost = self._of.pop(actor, None)  # the scheduler may not have noticed; one that returns has a new address
+        ends_at = time.monotonic() + RETURN_S
+        while True:
+            workers: list[str] = [each for each in self._client.nthreads() if each != lost]
+            with self._lock:
+                self._most = max(self._most, len(workers))
+                actors = Counter(self._of.values())
+                address = min(workers, key=lambda each: actors[each], default=None)
+                if address is not None and (not actors[address] or len(workers) == self._most):
+                    self._of[actor] = address
+                    return address
+                if time.monotonic() > ends_at:
+                    lost = None
+                    self._most = len(workers)
+                    if address is None:
+                        raise LinkError("--engine dask: the cluster has no workers; start some")
+            time.sleep(RETURN_LOOK_S)
+
+    def leave(self, actor: object) -> None:
+        with self._lock:
+            self._of.pop(actor, None)
+
+
 class DaskWorker:
     """Runs units on one actor, and makes another when that one is lost."""
 
-    def __init__(self, chain: Chain, client: Any, timeout_s: float) -> None:
+    def __init__(self, chain: Chain, client: Any, places: Places, timeout_s: float) -> None:
         self._near = NearSide(chain)
         self._client = client
+        self._places = places
         self._timeout_s = timeout_s
         self._memory = MemoryPool(KEPT_BYTES)
         self._actor: Any = None
@@ -130,17 +179,24 @@ class DaskWorker:
         self._start()
 
     def _start(self) -> None:
-        self._coming = self._client.submit(DaskActor, self._near.app, actor=True, pure=False)
+        self._coming = self._client.submit(
+            DaskActor,
+            self._near.app,
+            actor=True,
+            pure=False,
+            workers=[self._places.choose(self)],
+            allow_other_workers=True,
+        )
 
     def wait(self) -> None:
         if self._actor is not None:
             return
         problem: Exception | None = None
         for _ in range(START_TRIES):  # the cluster may not know yet that the worker it chooses is lost
-            if self._coming is None:
-                self._start()
-            coming, self._coming = self._coming, None
             try:
+                if self._coming is None:
+                    self._start()
+                coming, self._coming = self._coming, None
                 self._actor = coming.result(timeout=START_S)
                 return
             except AppError as error:
@@ -183,12 +239,12 @@ class DaskWorker:
             raise WorkerLostError(f"a worker of the Dask cluster was lost ({error})") from error
 
     def _restart(self) -> None:
-        """Ends the cluster's worker whose actor hangs: nothing else can end a task there."""
+        """Ends the cluster's worker whose actor hangs: nothing else ends a task there. Its nanny starts it again."""
         actor, self._actor = self._actor, None
         try:
-            self._client.restart_workers([actor._address], timeout=RESTART_S, raise_for_error=False)
-        except Exception as error:  # it may be gone, or have nobody who starts it again
-            raise WorkerLostError(f"a worker of the Dask cluster hangs, and cannot be restarted ({error})") from error
+            self._client.run(os._exit, 1, workers=[actor._address], on_error="ignore")
+        except Exception as error:  # it may be gone
+            log.debug("a worker of the Dask cluster could not be ended: %r", error)
 
     def forget(self, lane: Lane) -> None:
         if self._actor is not None:
@@ -199,6 +255,7 @@ class DaskWorker:
 
     def close(self) -> None:
         self._actor = self._coming = None
+        self._places.leave(self)
 
     def _joined(self, buffers: Sequence[Bytes]) -> memoryview:
         """The body that the buffers make, each padded. One that fills its padding exactly is taken as it is."""
