@@ -36,7 +36,6 @@ def clean_environment(folder: Path) -> dict[str, str]:
         **kept,
         "PYTHONPATH": str(ROOT),
         "PYTHONWARNINGS": "error",
-        "PYTHONDONTWRITEBYTECODE": "1",
         "XDG_RUNTIME_DIR": str(runtime),
         "XDG_STATE_HOME": str(folder / "xdg-state"),
     }
