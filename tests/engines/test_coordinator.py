@@ -1,0 +1,45 @@
+"""The coordinator with each engine, as real processes: the same results in order, and nothing left at its end."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.apps import expected_of_counter
+from tests.support.processes import Lab, check_order
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_processes_give_the_same_results_and_end_with_their_server(lab: Lab, end: signal.Signals) -> None:
+    server = lab.server("counter", "--no-tls", "--engine", "processes", "--workers", "2")
+    children = psutil.Process(server.pid).children(recursive=True)
+    assert len(children) >= 2
+    for split in (1, 3):
+        device = lab.device(
+            "counter", str(split), "--no-tls", port=server.port, name=f"at-{split}", env={"COUNT": "60"}
+        )
+        device.finish()
+    # As a terminal and systemd do it: to the server and to its workers.
+    for each in [*children, psutil.Process(server.pid)]:
+        each.send_signal(end)
+    server.wait(0)
+    rows = server.rows()
+    check_order(rows)
+    for name in ("at-1", "at-3"):
+        ended = [
+            (row["sequence"], row["ending"], row["detail"], row["result"]) for row in rows if row["device"] == name
+        ]
+        assert ended == [(n, *expected_of_counter(n, name)) for n in range(60)]
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+def test_workers_end_when_their_server_is_killed(lab: Lab) -> None:
+    shared = set(Path("/dev/shm").glob("psm_*"))
+    server = lab.server("counter", "--no-tls", "--engine", "processes", "--workers", "2")
+    children = psutil.Process(server.pid).children(recursive=True)
+    server.kill()
+    assert psutil.wait_procs(children, timeout=20)[1] == []
+    assert set(Path("/dev/shm").glob("psm_*")) <= shared
