@@ -18,6 +18,8 @@ from task_offload.wire.outbox import Acked, Entry, Outbox, padded_body
 
 log = logging.getLogger(__name__)
 
+MOST_DETAIL_BYTES = 1000
+
 # captured at, last captured at, split, tag, ending (0: none), bytes of the detail, bytes of the payload's head
 _ENTRY = struct.Struct("<ddBBBHI")
 
@@ -151,7 +153,7 @@ class SpooledOutbox(Outbox):
 
     def _write(self, entry: Entry) -> bool:
         """Appends an entry to the spool; False if there is no room, or the disk fails."""
-        detail = entry.detail.encode()
+        detail = entry.detail.encode(errors="replace")[:MOST_DETAIL_BYTES]
         head = entry.payload.head if entry.payload else b""
         fixed = _ENTRY.pack(
             entry.captured_at,
@@ -205,7 +207,7 @@ class SpooledOutbox(Outbox):
 def _decode(sequence: int, count: int, message: memoryview) -> Entry:
     captured_at, last_captured_at, split, tag, ending, detail_bytes, head_bytes = _ENTRY.unpack_from(message)
     at = _ENTRY.size + detail_bytes
-    detail = bytes(message[_ENTRY.size : at]).decode()
+    detail = bytes(message[_ENTRY.size : at]).decode(errors="ignore")
     if ending:
         return Entry(
             sequence, split, captured_at, ending=Ending(ending), detail=detail, count=count,

@@ -26,6 +26,7 @@ F = TypeVar("F", bound=TaskFunction)
 
 _CONTRACT = "__task_contract__"
 MAX_TASKS = 255  # a split travels as one byte
+MAX_PAYLOAD_TYPES = 255  # so does their number
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def _import(app: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (app == error.name or app.startswith(error.name + ".")):
             raise AppError(f"app {app}: there is no module of this name; give a module or a file to --app") from error
-        package = {"cv2": "opencv-python"}.get(str(error.name), error.name)
+        package = {"cv2": "opencv-python"}.get(str(error.name), "it")
         raise AppError(f"app {app}: it imports {error.name}, which is not installed; pip install {package}") from error
     except (Exception, SystemExit) as error:
         if any(library in str(error) for library in ("libGL", "libgthread", "libglib")):
@@ -267,6 +268,8 @@ def _payload_types(app: str, module: ModuleType) -> tuple[type, ...]:
     types = getattr(module, "payload_types", ())
     if not isinstance(types, Sequence) or not all(isinstance(each, type) for each in types):
         raise AppError(f"app {app}: 'payload_types' must be a tuple of classes, such as  payload_types = (Circle,)")
+    if len(types) > MAX_PAYLOAD_TYPES:
+        raise AppError(f"app {app}: 'payload_types' has {len(types)} classes; {MAX_PAYLOAD_TYPES} may be listed")
     names = [each.__qualname__ for each in types]
     if len(set(names)) != len(names):
         raise AppError(f"app {app}: two classes in 'payload_types' have the same name; rename one")

@@ -363,7 +363,9 @@ class Link:
         name = token.device if token is not None and token.device else self._device
         secret = token.secret if token is not None else bytes(32)
         stream.queue([Hello(name, session.session, secret, self._chain, session.acked).encode()])
-        talk = _Conversation(FrameReader(MemoryPool(0), _CLOUD_LIMITS), DeviceSide(), self._clock())
+        talk = _Conversation(
+            FrameReader(MemoryPool(0), _CLOUD_LIMITS), DeviceSide(session.acked, session.sent_to), self._clock()
+        )
         while talk.window is None:
             stream.flush()
             readable = self._poll(stream, self._until(deadline, "the server did not answer the hello"))
@@ -374,7 +376,7 @@ class Link:
             now = self._clock()
             if talk.liveness.gone(now):
                 raise LinkError(f"the cloud has been silent for {talk.liveness.silence_s:g} s")
-            timeout_s = max(0.0, talk.liveness.next_at() - now)
+            timeout_s = max(0.0, talk.liveness.next_at(stream.wants_write) - now)
             with self.condition:
                 if self._may_send(session, talk) and not stream.wants_write:
                     timeout_s = 0.0
@@ -462,7 +464,6 @@ class Link:
         most_items = min(welcome.unacked_items, self._window_items or welcome.unacked_items)
         talk.window = Window(most_items, welcome.unacked_bytes)
         talk.liveness = Liveness(welcome.heartbeat_s, welcome.silence_s, now)
-        talk.side.sent(session.sent_to)
         self.connections += 1
         self._said.clear()
         with self.condition:
