@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
 import threading
@@ -79,8 +80,9 @@ def try_once(listening: socket.socket, speech: bytes, tls: bool) -> str:
     try:
         sock, _ = listening.accept()
         with sock:
-            sock.sendall(speech)
-            sock.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # it may hang up at the first words
+                sock.sendall(speech)
+                sock.shutdown(socket.SHUT_WR)
             heard.wait_for("reasons")
     finally:
         link.abandon()
