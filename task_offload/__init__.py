@@ -5,7 +5,8 @@ What an app needs is exported here. The way of an item through the modules:
     device   pipeline -> wire.codec -> wire.outbox -> transport.link
     cloud    transport.listener -> engines -> cloud (order, last task) -> results -> transport.listener (ack)
 
-`device` and `cloud` wire their side together; `command` is what the two scripts call.
+`device` and `cloud` wire their side together; `run` is what all modes of the device share, `local_run` local-only mode,
+`spooled_outbox` and `spool` what waits on disk, `capacity` whom the cloud admits; `command` is what the scripts call.
 """
 
 from task_offload.errors import OffloadError, SourceError
