@@ -270,7 +270,8 @@ class Cloud:
         backlog = self._backlog
         try:
             while len(backlog) < MAIN_BATCH:
-                backlog.extend(self._ready.get(timeout=0.0 if backlog else timeout_s) or ())
+                # Not `timeout=0.0`: Python 3.10 may then wait for ever, if it is interrupted at the wrong moment.
+                backlog.extend((self._ready.get_nowait() if backlog else self._ready.get(timeout=timeout_s)) or ())
         except Empty:
             pass
         if backlog:
