@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -275,7 +276,6 @@ def test_a_peer_cannot_forge_log_lines(plain: Bystander, chain: Chain) -> None:
         peer.send(hello(renamed).encode())
         assert peer.refusal().code == Refusal.CHAIN
     plain.goes_on()
-    assert "evil" in plain.server.err
     assert not [line for line in plain.server.err.splitlines() if line.startswith("12:00:00")]
     assert "\x1b" not in plain.server.err
 
@@ -334,13 +334,13 @@ def test_a_tls_server_that_is_fed_garbage(lab: Lab) -> None:
     bystander = Bystander(lab, tls=True)
     rng = random.Random(2)
     for data in (b"GET / HTTP/1.0\r\n\r\n", rng.randbytes(3000), b"\x16\x03\x01" + rng.randbytes(500), b""):
-        with socket.create_connection(("127.0.0.1", bystander.server.port), timeout=20) as sock:
+        with (
+            socket.create_connection(("127.0.0.1", bystander.server.port), timeout=20) as sock,
+            contextlib.suppress(OSError),  # it may hang up at the first bytes
+        ):
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
-            try:
-                while sock.recv(4096):
-                    pass
-            except ConnectionError:
+            while sock.recv(4096):
                 pass
         bystander.goes_on()
     cloud = bystander.finish()
