@@ -35,7 +35,7 @@ def cloud_command(argv: Sequence[str] | None = None) -> int:
     log_to_stderr()
     try:
         config = parse_cloud(argv)
-        from task_offload.cloud import run_cloud
+        from task_offload.serve import run_cloud
 
         return run_cloud(config)
     except OffloadError as error:

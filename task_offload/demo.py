@@ -88,9 +88,9 @@ def _fps_here(config: DeviceConfig, chain: Chain) -> float:
 
 def _serve(folder: Path) -> None:
     """The demo's server: it prints its port first."""
-    from task_offload.cloud import run_cloud
     from task_offload.config import CloudConfig
     from task_offload.observe.log import log_to_stderr
+    from task_offload.serve import run_cloud
 
     log_to_stderr()
     run_cloud(

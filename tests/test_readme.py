@@ -166,7 +166,7 @@ _LIMIT_MODULES = (
     "task_offload.transport.listener",
     "task_offload.wire.framing",
     "task_offload.wire.payload_limits",
-    "task_offload.cloud",
+    "task_offload.reception",
     "task_offload.results.base",
 )
 

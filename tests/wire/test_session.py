@@ -293,7 +293,7 @@ def test_a_sender_that_is_blocked_does_not_look_for_a_ping():
 class TwoSides(RuleBasedStateMachine):
     """A device and a cloud that records. What is on its way is lost when the connection breaks.
 
-    The cloud takes in what follows what it has taken in, as `cloud.py` does: `taken` in memory, `recorded` on disk.
+    The cloud takes in what follows what it has taken in, as `reception.py` does: `taken` in memory, `recorded` on disk.
     """
 
     def __init__(self):

@@ -1,0 +1,417 @@
+"""Devices in and out. In: what the listener hears of them, and what is recorded. Out: units, endings, acks, costs.
+
+hello -> admission -> items and endings taken in -> engine, finisher ... recorder -> ack -> farewell
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from task_offload.agreement import chain_spec
+from task_offload.capacity import Capacity
+from task_offload.cloud_session import CloudSession, Endings, summary
+from task_offload.config import CloudConfig
+from task_offload.engines.base import Lane, Unit
+from task_offload.errors import ConfigError, OffloadError, ProtocolError
+from task_offload.observe.cloud_costs import Shares
+from task_offload.results.base import SessionBooks, SessionKey
+from task_offload.task import Chain, Item
+from task_offload.transport.identity import Admission, CloudIdentity
+from task_offload.transport.listener import Connection, Listener, ListenerLimits, one_line
+from task_offload.transport.tokens import check_device_name
+from task_offload.wire.compression import available_codecs
+from task_offload.wire.messages import (
+    VERSION,
+    EndingRange,
+    Hello,
+    Load,
+    Refusal,
+    Welcome,
+    ack,
+    farewell,
+)
+from task_offload.wire.session import Arrived, Bye, CloudEvent, CloudSide
+
+log = logging.getLogger(__name__)
+
+UNACKED_BYTES = 64 * 1024 * 1024  # of one device: what it may send before it is acknowledged
+UNACKED_ITEMS = 1024
+PAUSE_ITEMS = 4 * UNACKED_ITEMS  # a device that sends more than it may is not read any further
+COSTS_EVERY_S = 0.5
+FORGET_AFTER_S = 24 * 3600.0  # a session without a connection: its tasks' state is dropped then, not its books
+MAX_REPORTED_SESSIONS = 10_000
+COME_BACK_S = 2.0  # what a stopping server tells its devices
+FULL_COME_BACK_S = 10.0  # what a full one tells them
+MAX_DEVICES = 4000  # fewer than `ListenerLimits.connections`, so that the next ones hear why
+MOST_ACKED = 2**62  # a device's word; the store's sequences end at 2**63
+
+
+class Behind(Protocol):
+    """What stands behind the reception. Its methods are called on the listener's thread, and must be quick."""
+
+    def submit(self, units: Sequence[Unit]) -> None:
+        """Items to work on, those of each session in order."""
+
+    def put_endings(self, endings: Endings) -> None:
+        """Items that ended on the device."""
+
+    def forget(self, lane: Lane) -> None:
+        """A session is over."""
+
+    def books(self, device: str, session: str) -> SessionBooks:
+        """What is recorded of a session. Raises OffloadError."""
+
+    def watch(self, now: float) -> None:
+        """Called a few times a second."""
+
+
+class Reception:
+    """Lets devices in on one port, takes in what they send, and tells them what is recorded.
+
+    Attributes:
+        sessions: of all devices that may come back, by device and session; the listener's thread has them.
+        over: reports of those that will not, the newest `MAX_REPORTED_SESSIONS`.
+
+    Raises:
+        ConfigError: the port cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        config: CloudConfig,
+        chain: Chain,
+        identity: CloudIdentity | None,
+        behind: Behind,
+        limits: ListenerLimits,
+        clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._spec = chain_spec(chain)
+        self._identity = identity
+        self._behind = behind
+        self._limits = limits
+        self._clock = clock
+        self._unix_clock = unix_clock
+        self.sessions: dict[tuple[str, bytes], CloudSession] = {}
+        self.over: list[dict[str, Any]] = []
+        self._newest: dict[str, CloudSession] = {}  # the session of each device that others give way to
+        self._by_record: dict[SessionKey, CloudSession] = {}
+        self._arrived: list[Unit] = []  # since the engine got some
+        self._dirty: set[CloudSession] = set()  # to be told something
+        self._lock = threading.Lock()  # of `_dirty`, and of what other threads tell of sessions
+        self._recorded_items = 0
+        self._connected = 0
+        self._taking = True
+        self._capacity = Capacity(clock())
+        self._shares = Shares(config.workers)
+        self._costs_at = 0.0
+        self._listener = Listener(
+            config.host,
+            config.port,
+            self,
+            lambda: CloudSide(len(chain.tasks), chain.splits),
+            identity.tls() if identity else None,
+            limits,
+            clock,
+        )
+
+    # -- any thread -------------------------------------------------------------------------------------------------
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return self._listener.port
+
+    @property
+    def alive(self) -> bool:
+        """False if the listener died of a bug, which it has logged."""
+        return self._listener.alive
+
+    @property
+    def rejected(self) -> Mapping[str, int]:
+        """How many connections were refused or closed, by reason."""
+        return self._listener.rejected
+
+    @property
+    def in_work(self) -> bool:
+        """Whether there are items that were taken in and are not recorded."""
+        return any(each.unfinished for each in list(self.sessions.values()))
+
+    def start(self) -> None:
+        """Lets devices in."""
+        self._listener.start()
+
+    def take_no_more(self) -> None:
+        """What comes from now on is left to the devices, which send it again to the next server."""
+        self._taking = False
+
+    def close(self) -> None:
+        """Tells what has been recorded, and closes all connections and the port."""
+        self._listener.close()
+
+    def recorded(self, books: Mapping[SessionKey, SessionBooks]) -> None:
+        """Records are on disk: their devices may forget them."""
+        with self._lock:
+            for key, each in books.items():
+                session = self._by_record.get(key)
+                if session is not None:
+                    self._recorded_items += session.recorded(each)
+                    self._dirty.add(session)
+        self._listener.wake()
+
+    def offended(self, session: CloudSession, error: ProtocolError) -> None:
+        """A payload of this session may not be decoded."""
+        with self._lock:
+            session.offence = str(error)
+            self._dirty.add(session)
+        self._listener.wake()
+
+    # -- the listener's thread: hello -------------------------------------------------------------------------------
+
+    def greeted(self, connection: Connection, hello: Hello) -> None:
+        """Decides on a device that introduced itself."""
+        if hello.version != VERSION:
+            self._listener.refuse(
+                connection, Refusal.VERSION,
+                f"this server speaks protocol version {VERSION}, the device version {hello.version}; "
+                "install the same release on both sides",
+            )  # fmt: skip
+            return
+        try:
+            hello = replace(hello, device=check_device_name(hello.device))
+        except ConfigError as error:
+            self._listener.refuse(connection, Refusal.PROTOCOL, str(error))
+            return
+        if hello.acked > MOST_ACKED:
+            self._listener.refuse(connection, Refusal.PROTOCOL, f"{hello.acked} acknowledged items make no sense")
+            return
+        admission: Admission | None = None
+        if self._identity is not None:
+            admission = self._identity.admit(hello.device, hello.secret, connection.address)
+            if admission is None:
+                self._listener.refuse(
+                    connection, Refusal.TOKEN,
+                    f"the token of {hello.device} is not valid here; run  cloud_server_coordinator.py --enroll "
+                    f"{hello.device}  on the server and paste the line that it prints on the device",
+                )  # fmt: skip
+                return
+        if (difference := self._spec.difference(hello.chain)) is not None:
+            self._listener.refuse(
+                connection, Refusal.CHAIN, f"the apps differ: {difference}; install the same app on both sides"
+            )
+            return
+        if not self._taking:
+            self._listener.refuse(connection, Refusal.STOPPING, "the server stops", COME_BACK_S)
+            return
+        self._take_up(connection, hello, admission)
+
+    def _take_up(self, connection: Connection, hello: Hello, admission: Admission | None) -> None:
+        """Begins or resumes a session."""
+        key = (hello.device, hello.session)
+        session = self.sessions.get(key)
+        newest = self._newest.get(hello.device)
+        if session is not None and newest is not session and newest is not None and newest.connection is not None:
+            self._listener.refuse(
+                connection, Refusal.REPLACED,
+                f"a newer run of a device named {hello.device} is connected; give each device its own --device-name",
+            )  # fmt: skip
+            return
+        if session is None:
+            if (reason := self._no_room()) is not None:
+                self._listener.refuse(connection, Refusal.BUSY, reason, FULL_COME_BACK_S)
+                return
+            try:
+                books = self._behind.books(hello.device, hello.session.hex())
+            except OffloadError as error:
+                self._listener.refuse(connection, Refusal.BUSY, f"the results cannot be read: {error}", COME_BACK_S)
+                return
+            if books.watermark < hello.acked:  # nothing is kept here, or somebody removed it
+                books = SessionBooks(watermark=hello.acked)
+            session = CloudSession(hello.device, hello.session, books)
+            self.sessions[key] = self._by_record[session.device, session.session] = session
+        for other in (session, newest):
+            if other is not None and other.connection is not None:
+                self._listener.refuse(
+                    other.connection, Refusal.REPLACED, f"device {hello.device} has connected again", COME_BACK_S
+                )
+        self._newest[hello.device] = session
+        session.connection, session.admission = connection, admission
+        session.bye = None
+        session.acked = session.totals.next_sequence
+        differs = hello.chain.source_digest != self._spec.source_digest
+        welcome = Welcome(
+            session.totals,
+            self._limits.heartbeat_s,
+            self._limits.silence_s,
+            self._limits.frames.body_bytes,
+            UNACKED_BYTES,
+            UNACKED_ITEMS,
+            *session.shares,
+            codecs=available_codecs(),
+            source_differs=differs,
+        )
+        log.info(
+            "device %s connected from %s%s", hello.device, connection.address, "" if session.acked == 0 else " again"
+        )
+        if differs:
+            log.warning("the app of device %s has another source than this server's; results may differ", hello.device)
+        self._connected += 1
+        self._listener.accept(connection, session, welcome.encode())
+
+    def _no_room(self) -> str | None:
+        """Why no more devices are let in now, if none are."""
+        if self._connected >= MAX_DEVICES:
+            return f"{MAX_DEVICES} devices are connected, and that is the limit of one server; try again later"
+        if self._capacity.full:
+            return f"the cloud is full: items take {self._capacity.wait_s:.1f} s here; try again later"
+        return None
+
+    # -- the listener's thread: taking in ---------------------------------------------------------------------------
+
+    def arrived(self, connection: Connection, event: CloudEvent) -> None:
+        """Takes in what a device sent."""
+        session: CloudSession = connection.session
+        if not self._taking:
+            return  # it is not acknowledged, so it will come again
+        if type(event) is Arrived:
+            self._take_item(connection, session, event)
+        elif isinstance(event, EndingRange):
+            if not event.detail.isprintable():
+                event = replace(event, detail=one_line(event.detail))
+            self._take_endings(session, event)
+        elif isinstance(event, Load):
+            session.load = event
+        elif isinstance(event, Bye):
+            if event.next_sequence > session.expected:
+                raise ProtocolError(f"a bye at item {event.next_sequence} where item {session.expected} was due")
+            session.bye = session.expected  # a device that was killed may not know how far it had come
+            self._acknowledge(session)
+        if session.unfinished > PAUSE_ITEMS or session.unacked_bytes > 2 * UNACKED_BYTES:
+            self._listener.pause(connection, True)
+
+    def _take_item(self, connection: Connection, session: CloudSession, arrived: Arrived) -> None:
+        received_ns, connection.receive_ns = connection.receive_ns, 0
+        size_bytes = len(arrived.head) + (len(arrived.body) if arrived.body is not None else 0)
+        session.received_bytes += size_bytes
+        if self._known(session, arrived.sequence, 1):
+            return
+        item = Item(
+            session.device,
+            session.session,
+            arrived.sequence,
+            self._unix_clock() - arrived.age_us / 1e6,
+            arrived.split,
+        )
+        session.taken_bytes += size_bytes
+        self._arrived.append(
+            Unit(session.lane, item, arrived.head, arrived.body, arrived.tag, session, size_bytes, received_ns)
+        )
+
+    def _take_endings(self, session: CloudSession, endings: EndingRange) -> None:
+        known = max(0, min(endings.count, session.expected - endings.first))
+        if not self._known(session, endings.first, endings.count):
+            self._behind.put_endings(Endings(session, endings.first + known, endings.count - known, endings))
+
+    def _known(self, session: CloudSession, first: int, count: int) -> bool:
+        """Whether all these items came before; otherwise they count as come from now on."""
+        if first > session.expected:
+            raise ProtocolError(f"item {first} came where item {session.expected} was due")
+        if first + count <= session.expected:
+            return True
+        session.expected = first + count
+        return False
+
+    # -- the listener's thread: telling -----------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Hands on what has come, and acknowledges what has been recorded since."""
+        if self._arrived:
+            arrived, self._arrived = self._arrived, []
+            self._behind.submit(arrived)
+        if not self._dirty:
+            return
+        with self._lock:
+            dirty, self._dirty = self._dirty, set()
+        for session in dirty:
+            self._acknowledge(session)
+
+    def _acknowledge(self, session: CloudSession) -> None:
+        connection, totals = session.connection, session.totals
+        if connection is None:
+            return
+        if session.offence is not None:
+            offence, session.offence = session.offence, None
+            self._listener.refuse(connection, Refusal.PAYLOAD, f"a payload was not what it may be: {offence}")
+            return
+        if totals.next_sequence > session.acked:
+            session.acked = totals.next_sequence
+            self._listener.send(connection, ack(totals))
+        if connection.paused and session.unacked_bytes <= UNACKED_BYTES:
+            self._listener.pause(connection, False)
+        if session.bye is not None and totals.next_sequence == session.bye:
+            connection.send(farewell(totals))
+            self._leave(session)
+            self._listener.dismiss(connection)
+
+    def tick(self) -> None:
+        """A few times a second: tells costs, closes the connections of revoked devices, forgets old sessions."""
+        now = self._clock()
+        self._behind.watch(now)
+        if now - self._costs_at < COSTS_EVERY_S:
+            return
+        self._costs_at = now
+        if self._identity is not None:
+            self._identity.refresh()
+            for session in list(self.sessions.values()):
+                if session.connection and session.admission and not self._identity.still_admits(session.admission):
+                    self._listener.refuse(
+                        session.connection, Refusal.TOKEN, f"the token of {session.device} was revoked"
+                    )
+        waiting = sum(each.unfinished for each in self.sessions.values())
+        self._capacity.measure(now, waiting, self._recorded_items)
+        shares = self._shares.measure({id(each): each.costs for each in self.sessions.values()}, now)
+        for session in list(self.sessions.values()):
+            session.shares = shares[id(session)]
+            if session.connection is not None:
+                self._tell_costs(session, session.connection)
+            elif now - session.last_seen > FORGET_AFTER_S:
+                self._forget(session)
+
+    def _tell_costs(self, session: CloudSession, connection: Connection) -> None:
+        if (costs := session.costs.take(*session.shares)) is not None:
+            costs = replace(costs, transfer_bytes=connection.transfer_bytes, transfer_us=connection.transfer_ns // 1000)
+            connection.transfer_bytes = connection.transfer_ns = 0
+            self._listener.send(connection, costs.encode())
+
+    # -- the listener's thread: leaving -----------------------------------------------------------------------------
+
+    def closed(self, connection: Connection, reason: str) -> None:
+        """A device's connection is closed."""
+        self._connected -= 1
+        session: CloudSession = connection.session
+        if session.connection is not connection:
+            return
+        session.connection = None
+        session.last_seen = self._clock()
+        if session.bye is None or session.totals.next_sequence < session.bye:
+            log.info("device %s is away: %s", session.device, reason)
+
+    def _leave(self, session: CloudSession) -> None:
+        """The device has left in good order."""
+        log.info("device %s left: %s", session.device, summary(session.report()["items"]))
+        self._forget(session)
+
+    def _forget(self, session: CloudSession) -> None:
+        """Nothing of a session stays but its books."""
+        self.over.append(session.report())
+        del self.over[:-MAX_REPORTED_SESSIONS]
+        self._behind.forget(session.lane)
+        self.sessions.pop((session.device, bytes.fromhex(session.session)), None)
+        self._by_record.pop((session.device, session.session), None)
+        if self._newest.get(session.device) is session:
+            del self._newest[session.device]

@@ -1,0 +1,73 @@
+"""The server's command. In: its configuration, and signals. Out: what it prints, and the exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from task_offload.cloud import Cloud
+from task_offload.config import CloudConfig
+from task_offload.transport.identity import CloudIdentity, default_state_dir
+
+FIRST_DEVICE = "device-1"  # enrolled at the first start
+
+
+def run_cloud(config: CloudConfig, started: Callable[[int], None] | None = None) -> int:
+    """Runs a server until SIGINT or SIGTERM. Returns the exit status.
+
+    Arguments:
+        started: called with the port once it listens.
+
+    Raises:
+        OffloadError: it cannot start; the message says why.
+    """
+    if config.enroll or config.revoke or config.list_devices:
+        return _manage(config)
+    cloud = Cloud(config)
+    signals = 0
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal signals
+        signals += 1
+        if signals > 1:
+            os._exit(130)
+        # Not print: what was interrupted may be printing.
+        os.write(2, b"stopping: finishing what has come in; Ctrl-C again stops at once\n")
+        cloud.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    cloud.start()
+    print(f"listening on {config.host}:{cloud.port}, running {config.app}", file=sys.stderr, flush=True)
+    if started is not None:
+        started(cloud.port)
+    elif (line := cloud.enroll_first(FIRST_DEVICE)) is not None:
+        print(
+            f"paste this on a device, which is named {FIRST_DEVICE} then (--enroll NAME for others):\n{line}",
+            flush=True,
+        )
+    try:
+        cloud.run()
+    finally:
+        cloud.close()
+    return 0
+
+
+def _manage(config: CloudConfig) -> int:
+    """Does what `--enroll`, `--revoke` or `--list-devices` asks."""
+    identity = CloudIdentity(config.state_dir or default_state_dir())
+    if config.enroll:
+        if any(device.name == config.enroll for device in identity.list_devices()):
+            print(f"{config.enroll} was enrolled before; its earlier token no longer works", file=sys.stderr)
+        print(identity.enroll(config.enroll))
+    if config.revoke:
+        identity.revoke(config.revoke)
+        print(f"{config.revoke} is shut out; a running server closes its connection within 2 s")
+    if config.list_devices:
+        for device in identity.list_devices():
+            print(f"{device.name}\tenrolled {time.strftime('%Y-%m-%d %H:%M', time.localtime(device.enrolled_at))}")
+    return 0

@@ -1,0 +1,129 @@
+"""Who is let in, what is taken in, what is told, and what is forgotten; with devices spoken by hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from task_offload.reception import FORGET_AFTER_S
+from task_offload.wire.messages import Costs, Kind, Load, Refusal, bye
+from tests.support.peers import Peer, hello, item
+from tests.support.worlds import SESSION, World, ended, totals, worlds
+
+
+@pytest.fixture
+def make(tmp_path: Path, undo_imports: None) -> Iterator[Callable[..., World]]:
+    with worlds(tmp_path) as build:
+        yield build
+
+
+def test_a_range_of_which_a_part_came_before(make: Callable[..., World]) -> None:
+    world = make()
+    peer, _ = world.connect()
+    with peer:
+        peer.send(ended(0, 2))
+        totals(peer, 2)
+    peer, welcome = world.connect()
+    with peer:
+        assert welcome.totals.next_sequence == 2
+        peer.send(ended(0, 5), item(5, 2, 1, 1))
+        found = totals(peer, 6)
+    assert (found.completed, found.dropped) == (1, {"overload": 5})
+    assert [row["sequence"] for row in world.rows()] == list(range(6))
+
+
+def test_without_results_it_begins_where_the_device_says(make: Callable[..., World]) -> None:
+    world = make(results="none")
+    peer, welcome = world.connect(acked=70)
+    with peer:
+        assert welcome.totals.next_sequence == 70
+        peer.send(item(70, 2, 1, 1))
+        found = totals(peer, 71)
+    assert (found.completed, found.next_sequence) == (1, 71)
+
+
+def test_a_bye_that_forgets_items_is_an_error(make: Callable[..., World]) -> None:
+    world = make()
+    peer, _ = world.connect()
+    with peer:
+        peer.send(item(0, 2, 1, 1), bye(2))
+        assert peer.refusal().code == Refusal.PROTOCOL
+
+
+def test_the_same_session_on_a_newer_connection(make: Callable[..., World]) -> None:
+    """The device lost the old connection before the cloud noticed."""
+    world = make()
+    old, _ = world.connect()
+    new, _ = world.connect()
+    with old, new:
+        assert old.refusal().code == Refusal.REPLACED
+        new.send(item(0, 2, 1, 1))
+        totals(new, 1)
+
+
+def test_a_newer_session_of_a_device_wins_while_it_is_there(make: Callable[..., World]) -> None:
+    world = make()
+    old, _ = world.connect()
+    new, _ = world.connect(session=os.urandom(16))
+    with old, new:
+        assert old.refusal().code == Refusal.REPLACED
+        again = Peer(world.cloud.port)
+        with again:
+            again.send(hello(world.chain, "device", SESSION).encode())
+            assert "give each device its own --device-name" in again.refusal().message
+        new.send(bye(0))
+        new.until(Kind.FAREWELL)
+    back, _ = world.connect()
+    with back:
+        back.send(item(0, 2, 1, 1))
+        totals(back, 1)
+
+
+def test_costs_are_told(make: Callable[..., World]) -> None:
+    world = make()
+    peer, _ = world.connect()
+    with peer:
+        peer.send(item(0, 2, 1, 1, tag=3), item(1, 4, {"number": 1}, tag=4))
+        totals(peer, 2)
+        world.now += 1.0  # the listener looks a few times a second
+        costs = Costs.decode(peer.until(Kind.COSTS).head)
+    assert {(each.split, each.tag): each.items for each in costs.payloads} == {(2, 3): 1, (4, 4): 1}
+    assert {each.task: each.items for each in costs.tasks} == {2: 1, 3: 1, 4: 2}
+    assert costs.queued == 2
+
+
+def test_a_devices_load_is_known(make: Callable[..., World]) -> None:
+    world = make()
+    peer, _ = world.connect()
+    load = Load(0.5, 0.25, 0.75, 55.5, 123456)
+    with peer:
+        peer.send(load.encode(), item(0, 2, 1, 1))
+        totals(peer, 1)
+        [session] = world.cloud.reception.sessions.values()
+        assert session.load == load
+
+
+def test_a_session_that_stays_away_is_forgotten_but_not_its_books(make: Callable[..., World]) -> None:
+    world = make()
+    peer, _ = world.connect()
+    with peer:
+        peer.send(item(0, 2, 1, 1))
+        totals(peer, 1)
+    while world.cloud.reception.sessions["device", SESSION].connection is not None:
+        world.connect(session=os.urandom(16), device="other")[0].socket.close()
+    world.now += FORGET_AFTER_S + 1
+    watcher, _ = world.connect(device="watcher")
+    with watcher:
+        for sequence in range(100):
+            watcher.send(item(sequence, 2, 1, 1))
+            totals(watcher, sequence + 1)
+            if ("device", SESSION) not in world.cloud.reception.sessions:
+                break
+            world.now += 0.6
+    assert ("device", SESSION) not in world.cloud.reception.sessions
+    peer, welcome = world.connect()
+    with peer:
+        assert welcome.totals.next_sequence == 1
