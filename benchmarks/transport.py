@@ -31,7 +31,8 @@ import numpy as np
 
 from benchmarks.harness import Peer, calls, in_turn, median_ratio, print_table, verdict
 from task_offload.transport.certificates import client_context, load_or_make_certificate, server_context
-from task_offload.transport.link import DeviceSession, Link
+from task_offload.transport.exchange import DeviceSession
+from task_offload.transport.link import Link
 from task_offload.transport.listener import Connection, Listener
 from task_offload.transport.tokens import Token
 from task_offload.wire.codec import Decoder, Encoder
@@ -163,10 +164,9 @@ def send_ours(port: int, messages: int, arrays: int, tls: bool, folder: Path, wi
     hearer.welcome.wait()
     args = make_arrays(arrays)
     for number in range(messages):
-        with link.condition:
-            while session.outbox.waiting_entries >= ROOM_ENTRIES:
-                link.condition.wait()
-        link.add(Entry(number, 1, time.time(), encoder.encode(args)))
+        link.wait_until(lambda: session.outbox.waiting_entries < ROOM_ENTRIES)
+        link.put(Entry(number, 1, time.time(), encoder.encode(args)))
+        link.carry()
         meter.passed(number)
     link.leave()
     link.join(30.0)

@@ -26,7 +26,8 @@ from task_offload.spool import DiskSpool
 from task_offload.spooled_outbox import SpooledOutbox
 from task_offload.task import Chain, load_app
 from task_offload.transport.emulation import LinkEmulator
-from task_offload.transport.link import DeviceSession, Link
+from task_offload.transport.exchange import DeviceSession
+from task_offload.transport.link import Link
 from task_offload.transport.loopback import check_no_tls_addresses, find_token
 from task_offload.transport.tokens import Token, check_device_name
 from task_offload.wire.codec import Encoder
@@ -187,7 +188,8 @@ class OffloadRun(Run):
             self.meters,
             self._next_route,
             self._wait_for_room,
-            self.link.add,
+            self.link.put,
+            self.link.carry,
             self._newest,
             self.cores,
             self.pace_s(),
@@ -349,25 +351,26 @@ class OffloadRun(Run):
 
     def _wait_for_room(self) -> bool:
         """Waits until the link can take another item. While the cloud is away, its spool is the room."""
-        link, outbox = self.link, self.session.outbox
-        with link.condition:
-            while not self._draining and not link.ended:
-                if link.away_since is not None:
-                    self._caught_up = False
-                elif not self._caught_up and outbox.waiting_entries < ROOM_ENTRIES:
-                    self._caught_up = True
-                if self._caught_up:
-                    if outbox.waiting_entries < ROOM_ENTRIES:
-                        return True
-                elif not outbox.full:
-                    return True
-                elif self._newest:
-                    self.meters.dropped(outbox.drop_oldest_waiting("spool_full"))
-                    return True
-                link.condition.wait(1.0)
-            return False
+        self.link.wait_until(self._has_room)
+        return not (self._draining or self.link.ended)
 
-    # -- for the link, on its thread --------------------------------------------------------------------------------
+    def _has_room(self) -> bool:
+        link, outbox = self.link, self.session.outbox
+        if link.away_since is not None:
+            self._caught_up = False
+        elif outbox.waiting_entries < ROOM_ENTRIES:
+            self._caught_up = True
+        if self._draining:
+            return True
+        if self._caught_up:
+            return outbox.waiting_entries < ROOM_ENTRIES
+        if not outbox.full:
+            return True
+        if self._newest:
+            self.meters.dropped(outbox.drop_oldest_waiting("spool_full"))
+        return self._newest
+
+    # -- for the link, one call at a time --------------------------------------------------------------------------------
 
     def welcomed(self, session: DeviceSession, welcome: Welcome) -> None:
         self.meters.workers, self.meters.main_share = welcome.workers, welcome.main_share

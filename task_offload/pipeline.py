@@ -50,7 +50,8 @@ class Pipeline:
         meters: hears what everything costs.
         next_route: the split and codec of the next item.
         wait_for_room: waits until there is room behind the workers; False if that will not be any more.
-        put: takes the entries, in sequence order.
+        put: takes the entries, in sequence order; one caller at a time, so it must be quick.
+        carry: called after that, to send what was put; never waits.
         newest: drop the oldest waiting item instead of waiting.
         workers: threads that run tasks 2 to N; one if any of them may keep state.
         pace: seconds between items, or None to take them as they come.
@@ -70,6 +71,7 @@ class Pipeline:
         next_route: Callable[[], Route],
         wait_for_room: Callable[[], bool],
         put: Callable[[Entry], None],
+        carry: Callable[[], None],
         newest: bool,
         workers: int,
         pace_s: float | None = None,
@@ -87,6 +89,7 @@ class Pipeline:
         self._next_route = next_route
         self._wait_for_room = wait_for_room
         self._put = put
+        self._carry = carry
         self._newest = newest
         self._pace_s = pace_s
         self._live = live
@@ -281,3 +284,4 @@ class Pipeline:
             while (following := self._done.pop(self._next_sequence, None)) is not None:
                 self._next_sequence += 1
                 self._put(following)
+        self._carry()

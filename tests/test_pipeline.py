@@ -34,6 +34,7 @@ class World:
         self.meters = DeviceMeters(len(functions))
         self.changed = threading.Condition()
         self.entries: list[Entry] = []
+        self.carried = 0  # of the entries
         self.room = True
         self.routes: Iterator[Route] | None = None
         given: dict[str, Any] = {"newest": False, "workers": 1, **more}
@@ -49,6 +50,7 @@ class World:
             lambda: self.next_route(),
             self._wait_for_room,
             self._put,
+            self._carry,
             given.pop("newest"),
             given.pop("workers"),
             **given,
@@ -63,6 +65,10 @@ class World:
             self.entries.append(entry)
             self.changed.notify_all()
 
+    def _carry(self) -> None:
+        with self.changed:
+            self.carried = len(self.entries)
+
     def wait_for(self, reached: Callable[[], bool]) -> None:
         with self.changed:
             assert self.changed.wait_for(reached, PATIENCE_S)
@@ -75,6 +81,7 @@ class World:
         for thread in (self.pipeline._capture_thread, *self.pipeline._workers):
             thread.join(PATIENCE_S)
         assert self.pipeline.ended
+        assert self.carried == len(self.entries)
         return self.entries
 
 

@@ -1,7 +1,8 @@
 """The device's side of the way to the cloud. In: entries, in sequence order. Out: what the cloud says of them.
 
-One thread owns the connection: it connects, introduces the session, sends what the window allows, reads the acks, and
-connects again, for ever, when the connection is lost. What is not acknowledged stays in the outbox and is sent again.
+The link's thread connects, introduces the session, and connects again, for ever, when the connection is lost. While
+there is a connection, whoever puts an entry in or waits for room carries it on (`exchange`); the link's thread does
+when nobody else has for a while. What is not acknowledged stays in the outbox and is sent again.
 """
 
 from __future__ import annotations
@@ -15,84 +16,23 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
 
 from task_offload.errors import LinkError, OffloadError, ProtocolError, RefusedError
 from task_offload.transport.certificates import client_context
+from task_offload.transport.exchange import BusyTime, DeviceSession, Exchange, LinkEvents
 from task_offload.transport.stream import Stream, Waker, tune
 from task_offload.transport.tokens import Token
-from task_offload.wire.framing import Frame, FrameLimits, FrameReader
-from task_offload.wire.memory import MemoryPool
-from task_offload.wire.messages import (
-    LASTING,
-    PING,
-    ChainSpec,
-    Costs,
-    Hello,
-    Load,
-    Refusal,
-    RefusalMessage,
-    Totals,
-    Welcome,
-    bye,
-)
-from task_offload.wire.outbox import Acked, Entry, Outbox
-from task_offload.wire.session import DeviceSide, Farewell, Liveness
-from task_offload.wire.window import Window
+from task_offload.wire.messages import ChainSpec, Hello, Load, Refusal
+from task_offload.wire.outbox import Entry
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
-HEARTBEAT_S = 2.0  # until the welcome says otherwise
-SILENCE_S = 8.0
 FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 30.0
 REFUSED_WAIT_S = 60.0  # a lasting refusal that met a running device: somebody may mend it
-QUEUE_BYTES = 2 * 1024 * 1024  # handed to the stream ahead of the socket: several frames to one system call
-_CLOUD_LIMITS = FrameLimits(head_bytes=64 * 1024, body_bytes=0)  # the cloud sends no bodies
-
-
-@dataclass
-class DeviceSession:
-    """One session's unfinished business, over any number of connections.
-
-    Attributes:
-        session: 16 bytes, its identity.
-        outbox: what it has sent or will send.
-        next_sequence: the first sequence that was never put into the outbox.
-        acked: all below this sequence were acknowledged, as far as this run knows.
-        sent_to: the first sequence that was never sent, on any connection.
-        leaving: no more will be added; the session says bye when its outbox is empty.
-        left: the cloud has said farewell.
-    """
-
-    session: bytes
-    outbox: Outbox = field(default_factory=Outbox)
-    next_sequence: int = 0
-    acked: int = 0
-    sent_to: int = 0
-    leaving: bool = False
-    left: bool = False
-
-
-class LinkEvents(Protocol):
-    """Who hears what happens on the link. All methods are called on the link's thread and must be quick."""
-
-    def welcomed(self, session: DeviceSession, welcome: Welcome) -> None:
-        """The cloud took the session up."""
-
-    def learned(self, session: DeviceSession, acked: list[Acked], totals: Totals) -> None:
-        """The cloud told its books: after a welcome, an ack, or a farewell."""
-
-    def cost(self, costs: Costs) -> None:
-        """The cloud told what this device's items cost it."""
-
-    def sent(self, size_bytes: int, busy_s: float) -> None:
-        """So many bytes were handed to the system in so many busy seconds."""
-
-    def away(self, reason: str) -> None:
-        """There is no connection any more, or still none."""
+WAIT_S = 0.05  # for the socket, by a thread that waits for room: it also looks whether the link has ended
+REST_S = 0.005  # for which the link's thread leaves the connection to a thread that has heard from it
 
 
 class Link:
@@ -111,9 +51,10 @@ class Link:
     Attributes:
         error: why the link ended for good, or None.
         condition: guards the outboxes; notified when there may be room, or when the link ends.
+        ended: the link's thread has ended, or ends.
+        connections: how often a session was taken up.
         away_s: how long the cloud was away, without the time that runs.
         away_since: when the cloud went away; None while it is there.
-        busy_s: how long something was on its way.
     """
 
     def __init__(
@@ -143,16 +84,18 @@ class Link:
         self._rng = rng or random.Random()
         self.condition = threading.Condition()
         self.error: OffloadError | None = None
+        self.ended = False
+        self.connections = 0
         self.away_s = 0.0
         self.away_since: float | None = clock()
-        self.connections = 0
-        self.goodput = 0.0
-        self.window_bytes = 0
-        self._busy_s = 0.0
-        self._busy_since: float | None = None
-        self._load: Load | None = None
+        self._busy = BusyTime()
+        self._carrying = threading.Lock()  # held by the thread that uses the connection
+        self._waiting = threading.Lock()  # held by the one that may wait for it meanwhile, the link's thread aside
+        self._exchange: Exchange | None = None  # while a session is open; guarded by `_carrying`, as are the next two
+        self._failure: Exception | None = None
+        self._watched = 0  # what the link's thread waits for on the connection
+        self._more = False  # something was put in since the connection was carried on
         self._waker = Waker()
-        self._sleeping = False
         self._abandoned = False
         self._hurry = False
         self._said: set[str] = set()  # reasons that were logged since the last connection
@@ -169,26 +112,42 @@ class Link:
     def live(self) -> DeviceSession:
         return self._sessions[-1]
 
-    @property
-    def ended(self) -> bool:
-        return not self._thread.is_alive()
-
-    def add(self, entry: Entry) -> None:
-        """Puts the entry that follows in sequence into the live session's outbox."""
+    def put(self, entry: Entry) -> None:
+        """Puts the entry that follows in sequence into the live session's outbox. A call of `carry` must follow."""
         with self.condition:
             session = self._sessions[-1]
             session.outbox.add(entry)
             session.next_sequence = entry.sequence + entry.count
-            if self._sleeping:
-                self._sleeping = False
-                self._waker.wake()
+
+    def carry(self) -> None:
+        """Sends what can be sent now, and hears what has come, unless there is no connection. Does not wait."""
+        self._more = True
+        self._carry_on(0.0)
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        """Waits until `ready()`, which is called with the condition held, or until the link has ended."""
+        while True:
+            with self.condition:
+                if self.ended or ready():
+                    return
+            if self._waiting.acquire(blocking=False):
+                try:
+                    carried = self._carry_on(WAIT_S, wait=True)
+                finally:
+                    self._waiting.release()
+                if carried:
+                    continue
+            with self.condition:
+                if self.ended or ready():
+                    return
+                self.condition.wait(WAIT_S)
 
     def tell_load(self, load: Load) -> None:
-        """Sends the device's load when there is a connection; only the newest counts."""
-        self._load = load
+        """Sends the device's load on the next occasion; only the newest counts."""
+        self._sessions[-1].load = load
 
     def leave(self) -> None:
-        """Nothing more will be added: when all is acknowledged, the link says bye and ends.
+        """Nothing more will be put in: when all is acknowledged, the link says bye and ends.
 
         A link without a connection tries at once to make one.
         """
@@ -203,21 +162,51 @@ class Link:
         self._waker.wake()
 
     def join(self, timeout_s: float) -> bool:
-        """Waits for the link's end. Returns whether it has ended."""
+        """Waits for the end of the link's thread. Returns whether it has ended."""
         self._thread.join(timeout_s)
-        return self.ended
+        return not self._thread.is_alive()
 
     def busy_s(self) -> float:
         """Seconds in which something was on its way."""
-        since = self._busy_since
-        return self._busy_s + (self._clock() - since if since is not None else 0.0)
+        return self._busy.seconds(self._clock())
+
+    def _carry_on(self, timeout_s: float, wait: bool = False) -> bool:
+        """Carries the connection on, if there is one and no other thread does. Returns whether it did.
+
+        A thread that finds another one here leaves its entry to that: `_more` is looked at after the lock is free.
+        With `wait` the other one is waited for; it is here for a moment only.
+        """
+        carried = False
+        while self._carrying.acquire(blocking=wait):
+            try:
+                self._more = False
+                exchange = self._exchange
+                if exchange is None:
+                    return False
+                self._step(exchange, timeout_s)
+                if self._failure is not None or (exchange.blocked and not self._watched & selectors.EVENT_WRITE):
+                    self._waker.wake()
+            finally:
+                self._carrying.release()
+            carried = True
+            if not self._more:
+                break
+            timeout_s = 0.0
+        return carried
+
+    def _step(self, exchange: Exchange, timeout_s: float = 0.0) -> None:
+        """One step of the exchange; what ends it is for the link's thread."""
+        try:
+            exchange.step(timeout_s)
+        except Exception as error:
+            self._failure, self._exchange = error, None
 
     # -- the link's thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             for session in self._sessions:
-                self._carry(session)
+                self._deliver(session)
         except OffloadError as error:
             self.error = error
         except _AbandonedError:
@@ -229,9 +218,10 @@ class Link:
             self._selector.close()
             self._waker.close()
             with self.condition:
+                self.ended = True
                 self.condition.notify_all()
 
-    def _carry(self, session: DeviceSession) -> None:
+    def _deliver(self, session: DeviceSession) -> None:
         """Connects again and again until the session has left."""
         wait_s = FIRST_WAIT_S
         while not session.left:
@@ -258,7 +248,7 @@ class Link:
             session.outbox.rewind()
             if self.away_since is None:
                 self.away_since = self._clock()
-            self._note_busy(session)
+            self._busy.note(False, self._clock())
             self.condition.notify_all()
         if reason not in self._said:
             self._said.add(reason)
@@ -293,7 +283,8 @@ class Link:
         self._selector.register(stream, selectors.EVENT_READ)
         try:
             while not stream.shake_hands():
-                self._poll(stream, self._until(deadline, "the server did not finish the TLS handshake"))
+                left_s = self._until(deadline, "the server did not finish the TLS handshake")
+                self._watch(stream, _events(stream.wants_write), left_s)
             if token is not None and self._tls is not None and not token.trusts(stream.certificate()):
                 raise RefusedError(
                     Refusal.TOKEN,
@@ -301,7 +292,7 @@ class Link:
                     f"anew, run  cloud_server_coordinator.py --enroll {self._device}  there and paste its line here",
                     lasting=True,
                 )
-            self._exchange(stream, session, token, deadline)
+            self._exchange_all(stream, session, token, deadline)
         finally:
             self._selector.unregister(stream)
             stream.close()
@@ -344,173 +335,76 @@ class Link:
             raise LinkError(problem)
         return left
 
-    def _poll(self, stream: Stream, timeout_s: float) -> bool:
-        """Waits until the stream or a waker has something. True if the stream can be read."""
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if stream.wants_write else 0)
+    def _watch(self, stream: Stream, events: int, timeout_s: float) -> None:
+        """Waits until the stream is ready for one of the events, or the waker has something."""
         if self._selector.get_key(stream).events != events:
             self._selector.modify(stream, events)
-        readable = False
-        for key, mask in self._selector.select(timeout_s):
-            if key.fileobj is stream:
-                readable = bool(mask & selectors.EVENT_READ)
-            else:
+        for key, _ in self._selector.select(timeout_s):
+            if key.fileobj is self._waker:
                 self._waker.drain()
         self._check_abandoned()
-        return readable
 
-    def _exchange(self, stream: Stream, session: DeviceSession, token: Token | None, deadline: float) -> None:
-        """Introduces the session, and carries its outbox, until farewell."""
+    def _exchange_all(self, stream: Stream, session: DeviceSession, token: Token | None, deadline: float) -> None:
+        """Introduces the session, and carries its outbox until farewell, alone or with other threads."""
         name = token.device if token is not None and token.device else self._device
         secret = token.secret if token is not None else bytes(32)
-        stream.queue([Hello(name, session.session, secret, self._chain, session.acked).encode()])
-        talk = _Conversation(
-            FrameReader(MemoryPool(0), _CLOUD_LIMITS), DeviceSide(session.acked, session.sent_to), self._clock()
+        exchange = Exchange(
+            stream,
+            session,
+            Hello(name, session.session, secret, self._chain, session.acked),
+            self.condition,
+            self._events,
+            self._busy,
+            self._welcomed,
+            self._window_items,
+            self._clock,
+            self._unix_clock,
         )
-        while talk.window is None:
-            stream.flush()
-            readable = self._poll(stream, self._until(deadline, "the server did not answer the hello"))
-            if readable:
-                self._receive(stream, session, talk)
-        while not session.left:
-            self._send(stream, session, talk)
-            now = self._clock()
-            if talk.liveness.gone(now):
-                raise LinkError(f"the cloud has been silent for {talk.liveness.silence_s:g} s")
-            timeout_s = max(0.0, talk.liveness.next_at(stream.wants_write) - now)
-            with self.condition:
-                if self._may_send(session, talk) and not stream.wants_write:
-                    timeout_s = 0.0
-                else:
-                    self._sleeping = True
-            readable = self._poll(stream, timeout_s)
-            self._sleeping = False
-            if readable:
-                self._receive(stream, session, talk)
+        exchange.step()
+        while not exchange.opened:
+            left_s = self._until(deadline, "the server did not answer the hello")
+            self._watch(stream, _events(exchange.blocked), left_s)
+            exchange.step()
+        with self._carrying:
+            self._failure, self._exchange = None, exchange
+        try:
+            self._share(stream, session, exchange)
+        finally:
+            with self._carrying:
+                self._exchange = None
 
-    def _may_send(self, session: DeviceSession, talk: _Conversation) -> bool:
-        outbox = session.outbox
-        entry = outbox.next()
-        assert talk.window is not None
-        return entry is not None and talk.window.allows(outbox.sent_entries, outbox.sent_bytes, entry.size_bytes)
-
-    def _send(self, stream: Stream, session: DeviceSession, talk: _Conversation) -> None:
-        """Sends what the window allows and the socket takes."""
-        entries: list[Entry] = []
-        assert talk.window is not None
-        now = self._clock()
-        with self.condition:
-            outbox = session.outbox
-            queued = stream.outgoing_bytes
-            while queued < QUEUE_BYTES and self._may_send(session, talk):
-                entry = outbox.next()
-                assert entry is not None
-                outbox.sent(now, talk.window.delivered_bytes)
-                session.sent_to = max(session.sent_to, entry.sequence + entry.count)
-                queued += entry.size_bytes
-                entries.append(entry)
-            if entries:
-                talk.side.sent(session.sent_to)
-                self._note_busy(session)
-                self.condition.notify_all()
-            finished = session.leaving and outbox.held_from is None
-        if self._load is not None and not talk.left:
-            stream.queue([self._load.encode()])
-            self._load = None
-        unix_now = self._unix_clock()
-        for entry in entries:
-            stream.queue(entry.encode(unix_now))
-        if finished and not talk.left:
-            talk.left = True
-            talk.side.leave()
-            stream.queue([bye(session.next_sequence)])
-        if talk.liveness.ping_due(now) and not stream.outgoing_bytes:
-            stream.queue([PING])
-        if stream.outgoing_bytes:
-            started = time.perf_counter()
-            size_bytes = stream.flush()
-            if size_bytes:
-                talk.liveness.sent_at = now
-                self._events.sent(size_bytes, time.perf_counter() - started)
-
-    def _receive(self, stream: Stream, session: DeviceSession, talk: _Conversation) -> None:
+    def _share(self, stream: Stream, session: DeviceSession, exchange: Exchange) -> None:
+        """Carries the exchange on whenever something comes, but leaves it to others while they hear what comes."""
+        heard = exchange.heard
         while True:
-            count = stream.receive_into(talk.reader.buffer())
-            if count is None:
+            others = self._waiting.locked()
+            if not others:
+                with self._carrying:
+                    others = exchange.heard != heard
+                    if self._failure is None:
+                        self._step(exchange)
+                    heard = exchange.heard
+                    self._watched = _events(others or exchange.blocked)
+            if self._failure is not None:
+                raise self._failure
+            if session.left:
                 return
-            if count == 0:
-                raise LinkError("the server closed the connection")
-            talk.liveness.heard_at = self._clock()
-            for frame in talk.reader.received(count):
-                self._handle(frame, session, talk)
-            if not stream.pending():
-                return
+            if others:
+                self._waker.wait(REST_S)
+                self._check_abandoned()
+            else:
+                self._watch(stream, self._watched, exchange.due_s())
 
-    def _handle(self, frame: Frame, session: DeviceSession, talk: _Conversation) -> None:
-        event = talk.side.receive(frame)
-        if isinstance(event, Totals):
-            self._learned(session, event, talk)
-        elif isinstance(event, Costs):
-            self._events.cost(event)
-        elif isinstance(event, Welcome):
-            self._welcomed(session, event, talk)
-        elif isinstance(event, Farewell):
-            self._learned(session, event.totals, talk)
-            session.left = True
-        elif isinstance(event, RefusalMessage):
-            raise RefusedError(event.code, event.message, event.code in LASTING, event.retry_after_s or None)
-
-    def _welcomed(self, session: DeviceSession, welcome: Welcome, talk: _Conversation) -> None:
-        now = self._clock()
-        most_items = min(welcome.unacked_items, self._window_items or welcome.unacked_items)
-        talk.window = Window(most_items, welcome.unacked_bytes)
-        talk.liveness = Liveness(welcome.heartbeat_s, welcome.silence_s, now)
+    def _welcomed(self) -> None:
         self.connections += 1
         self._said.clear()
-        with self.condition:
-            if self.away_since is not None:
-                self.away_s += now - self.away_since
-                self.away_since = None
-            acked = session.outbox.acknowledge(welcome.totals.next_sequence)
-            session.outbox.resume(welcome.totals.next_sequence)
-            session.acked = max(session.acked, welcome.totals.next_sequence)
-            session.next_sequence = max(session.next_sequence, welcome.totals.next_sequence)
-            self.condition.notify_all()
-        self._events.welcomed(session, welcome)
-        self._events.learned(session, acked, welcome.totals)
-
-    def _learned(self, session: DeviceSession, totals: Totals, talk: _Conversation) -> None:
-        now = self._clock()
-        window = talk.window
-        assert window is not None
-        with self.condition:
-            acked = session.outbox.acknowledge(totals.next_sequence)
-            session.acked = max(session.acked, totals.next_sequence)
-            for each in acked:
-                if each.entry.sent_at:
-                    window.acknowledged(each.entry, now)
-            self._note_busy(session)
-            self.goodput, self.window_bytes = window.goodput, window.size_bytes
-            self.condition.notify_all()
-        self._events.learned(session, acked, totals)
-
-    def _note_busy(self, session: DeviceSession) -> None:
-        if session.outbox.sent_entries:
-            if self._busy_since is None:
-                self._busy_since = self._clock()
-        elif self._busy_since is not None:
-            self._busy_s += self._clock() - self._busy_since
-            self._busy_since = None
+        if self.away_since is not None:
+            self.away_s += self._clock() - self.away_since
+            self.away_since = None
 
 
-class _Conversation:
-    """What one connection knows."""
-
-    def __init__(self, reader: FrameReader, side: DeviceSide, now_s: float) -> None:
-        self.reader = reader
-        self.side = side
-        self.liveness = Liveness(HEARTBEAT_S, SILENCE_S, now_s)
-        self.window: Window | None = None
-        self.left = False
+def _events(blocked: bool) -> int:
+    return selectors.EVENT_READ | (selectors.EVENT_WRITE if blocked else 0)
 
 
 class _AbandonedError(Exception):

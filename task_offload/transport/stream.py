@@ -5,6 +5,7 @@ One thread owns a stream. This is where an `OSError` becomes a `LinkError`, its 
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 from collections import deque
@@ -183,6 +184,11 @@ class Waker:
             self._write.send(b"\0")
         except (BlockingIOError, OSError):
             pass  # it will wake anyway, or is closed
+
+    def wait(self, timeout_s: float) -> None:
+        """Waits at most so long for a call of `wake`."""
+        if select.select([self._read], [], [], timeout_s)[0]:
+            self.drain()
 
     def drain(self) -> None:
         try:

@@ -7,7 +7,8 @@ import random
 import socket
 import threading
 
-from task_offload.transport.link import DeviceSession, Link
+from task_offload.transport.exchange import DeviceSession
+from task_offload.transport.link import Link
 from task_offload.transport.tokens import Token
 from task_offload.wire.messages import ChainSpec, Costs, TaskSpec, Totals, Welcome
 from task_offload.wire.outbox import Acked

@@ -50,6 +50,11 @@ def ending(sequence: int, why: str = "overload") -> Entry:
     return Entry(sequence, 1, 0.0, ending=Ending.DROPPED, detail=why)
 
 
+def put(link: Link, entry: Entry) -> None:
+    link.put(entry)
+    link.carry()
+
+
 class Accepted:
     """The scripted server's end of one connection."""
 
@@ -158,8 +163,8 @@ def test_a_session_from_hello_to_farewell(script: Script) -> None:
     hello = server.welcome()
     assert (hello.device, hello.session, hello.chain, hello.acked) == ("device", SESSION, CHAIN, 0)
     for n in range(3):
-        link.add(entry(n))
-    link.add(ending(3))
+        put(link, entry(n))
+    put(link, ending(3))
     assert server.sequences(4) == [0, 1, 2, 3]
     server.send(ack(Totals(2, 2)), Costs(1.0, 1.0).encode(), PING, ack(Totals(4, 3, 0, {"overload": 1})))
     script.heard.wait_for("acked", 4)
@@ -179,14 +184,14 @@ def test_what_is_not_acknowledged_is_sent_again_in_order(script: Script) -> None
     server = script.accept()
     server.welcome()
     for n in range(6):
-        link.add(entry(n))
+        put(link, entry(n))
     server.sequences(6)
     server.send(ack(Totals(2, 2)))
     script.heard.wait_for("acked", 2)
     server.socket.close()
     script.heard.wait_for("reasons")
     assert link.away_since is not None
-    link.add(entry(6))
+    put(link, entry(6))
     server = script.accept()
     assert server.welcome(watermark=4).acked == 2  # the acks of 2 and 3 were lost with the connection
     assert server.sequences(3) == [4, 5, 6]
@@ -200,7 +205,7 @@ def test_a_cloud_that_has_everything_is_sent_nothing(script: Script) -> None:
     link = script.link()
     server = script.accept()
     server.welcome()
-    link.add(entry(0))
+    put(link, entry(0))
     server.sequences(1)
     server.socket.close()
     link.leave()
@@ -221,7 +226,7 @@ def test_no_more_is_on_its_way_than_the_cloud_allows(script: Script) -> None:
     server = script.accept()
     server.welcome(unacked_items=3)
     for n in range(10):
-        link.add(entry(n))
+        put(link, entry(n))
     assert server.sequences(2) == [0, 1]
     with link.condition:
         assert link.live.outbox.sent_entries <= 3
@@ -238,8 +243,8 @@ def test_a_message_larger_than_the_window_still_goes_alone(script: Script) -> No
     link = script.link()
     server = script.accept()
     server.welcome(unacked_bytes=1000)
-    link.add(entry(0, 5000))
-    link.add(entry(1, 5000))
+    put(link, entry(0, 5000))
+    put(link, entry(1, 5000))
     assert server.sequences(1) == [0]
     server.send(ack(Totals(1, 1)))
     assert server.sequences(1) == [1]
@@ -261,7 +266,7 @@ def test_a_running_device_asks_again_after_any_refusal(script: Script, code: int
     link = script.link()
     server = script.accept()
     server.welcome()
-    link.add(entry(0))
+    put(link, entry(0))
     server.sequences(1)
     server.send(RefusalMessage(code, "go away for now").encode())
     server.closed()
@@ -301,7 +306,7 @@ def test_a_server_that_breaks_the_protocol_is_left_and_tried_again(
     link = script.link()
     server = script.accept()
     server.welcome()
-    link.add(entry(0))
+    put(link, entry(0))
     server.sequences(1)
     server.send(nonsense())
     assert server.closed()
@@ -348,7 +353,7 @@ def test_a_server_that_does_not_read_is_left(script: Script) -> None:
     server = script.accept()
     server.welcome(heartbeat_s=0.05, silence_s=0.3, unacked_bytes=1 << 30, message_bytes=1 << 30)
     for n in range(4):
-        link.add(entry(n, 8_000_000))
+        put(link, entry(n, 8_000_000))
     script.heard.wait_for("reasons")
     assert script.heard.reasons[0] == "the cloud has been silent for 0.3 s"
 
@@ -374,7 +379,7 @@ def test_abandoning_ends_it_at_once_whatever_it_does(script: Script) -> None:
         server = script.accept()
         if stage == "welcomed":
             server.welcome()
-            link.add(entry(0))
+            put(link, entry(0))
             server.sequences(1)
         else:
             server.hello()
@@ -443,7 +448,7 @@ def test_the_right_certificate_gets_the_secret(script: Script, tmp_path: Path) -
     script.accepted.append(server)
     hello = server.welcome()
     assert (hello.device, hello.secret) == ("named", b"s" * 32)  # the token names the device
-    link.add(entry(0, 200_000))
+    put(link, entry(0, 200_000))
     assert server.sequences(1) == [0]
 
 

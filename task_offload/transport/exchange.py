@@ -1,0 +1,294 @@
+"""One connection that carries a session. In: the session's outbox, and what the cloud says. Out: bytes, and events.
+
+Whoever has something for the connection, or waits for it, carries it on (`step`): a thread that must be woken for each
+item costs more than sending one. Only one thread does at a time; `Link` sees to that.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from task_offload.errors import LinkError, RefusedError
+from task_offload.transport.stream import Stream
+from task_offload.wire.framing import Frame, FrameLimits, FrameReader
+from task_offload.wire.memory import MemoryPool
+from task_offload.wire.messages import LASTING, PING, Costs, Hello, Load, RefusalMessage, Totals, Welcome, bye
+from task_offload.wire.outbox import Acked, Entry, Outbox
+from task_offload.wire.session import DeviceSide, Farewell, Liveness
+from task_offload.wire.window import Window
+
+HEARTBEAT_S = 2.0  # until the welcome says otherwise
+SILENCE_S = 8.0
+QUEUE_BYTES = 2 * 1024 * 1024  # handed to the stream ahead of the socket: several frames to one system call
+_CLOUD_LIMITS = FrameLimits(head_bytes=64 * 1024, body_bytes=0)  # the cloud sends no bodies
+
+
+@dataclass
+class DeviceSession:
+    """One session's unfinished business, over any number of connections.
+
+    Attributes:
+        session: 16 bytes, its identity.
+        outbox: what it has sent or will send.
+        next_sequence: the first sequence that was never put into the outbox.
+        acked: all below this sequence were acknowledged, as far as this run knows.
+        sent_to: the first sequence that was never sent, on any connection.
+        load: the device's load, to be told on the next occasion.
+        leaving: no more will be added; the session says bye when its outbox is empty.
+        left: the cloud has said farewell.
+    """
+
+    session: bytes
+    outbox: Outbox = field(default_factory=Outbox)
+    next_sequence: int = 0
+    acked: int = 0
+    sent_to: int = 0
+    load: Load | None = None
+    leaving: bool = False
+    left: bool = False
+
+
+class LinkEvents(Protocol):
+    """Who hears what happens on the link.
+
+    Any thread that uses the link may call these, one at a time; they must be quick, and not use the link.
+    """
+
+    def welcomed(self, session: DeviceSession, welcome: Welcome) -> None:
+        """The cloud took the session up."""
+
+    def learned(self, session: DeviceSession, acked: list[Acked], totals: Totals) -> None:
+        """The cloud told its books: after a welcome, an ack, or a farewell."""
+
+    def cost(self, costs: Costs) -> None:
+        """The cloud told what this device's items cost it."""
+
+    def sent(self, size_bytes: int, busy_s: float) -> None:
+        """So many bytes were handed to the system in so many busy seconds."""
+
+    def away(self, reason: str) -> None:
+        """There is no connection any more, or still none."""
+
+
+class BusyTime:
+    """How long something was on its way, over all connections."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._since: float | None = None
+
+    def note(self, busy: bool, now_s: float) -> None:
+        """From now on something is on its way, or nothing."""
+        if busy == (self._since is not None):
+            return
+        if self._since is not None:
+            self._seconds += now_s - self._since
+        self._since = now_s if busy else None
+
+    def seconds(self, now_s: float) -> float:
+        since = self._since
+        return self._seconds + (now_s - since if since is not None else 0.0)
+
+
+class Exchange:
+    """A session on one connection, from its hello to the cloud's farewell.
+
+    Arguments:
+        stream: connected, its TLS handshake done.
+        session, hello: what is carried, and how it introduces itself.
+        condition: guards the session; notified when something was sent or acknowledged.
+        events: who hears of it.
+        busy: told when something is on its way.
+        on_welcome: called with the condition held, before anybody hears of the welcome.
+        window_items: a limit on unacknowledged items beside the cloud's, for measurements.
+
+    Attributes:
+        opened: the cloud has welcomed the session.
+        heard: how often something came.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        session: DeviceSession,
+        hello: Hello,
+        condition: threading.Condition,
+        events: LinkEvents,
+        busy: BusyTime,
+        on_welcome: Callable[[], None],
+        window_items: int | None,
+        clock: Callable[[], float],
+        unix_clock: Callable[[], float],
+    ) -> None:
+        self._stream = stream
+        self._session = session
+        self._condition = condition
+        self._events = events
+        self._busy = busy
+        self._on_welcome = on_welcome
+        self._window_items = window_items
+        self._clock = clock
+        self._unix_clock = unix_clock
+        self._reader = FrameReader(MemoryPool(0), _CLOUD_LIMITS)
+        self._side = DeviceSide(session.acked, session.sent_to)
+        self._liveness = Liveness(HEARTBEAT_S, SILENCE_S, clock())
+        self._window: Window | None = None
+        self._left = False
+        self._poll = select.poll()
+        self._polled = select.POLLIN
+        self._poll.register(stream, self._polled)
+        self.heard = 0
+        stream.queue([hello.encode()])
+
+    @property
+    def opened(self) -> bool:
+        return self._window is not None
+
+    @property
+    def blocked(self) -> bool:
+        """Whether something is queued that the socket does not take now."""
+        return self._stream.wants_write
+
+    def step(self, timeout_s: float = 0.0) -> None:
+        """Sends and receives what can be now; waits at most so long for the socket if nothing can.
+
+        Raises:
+            LinkError: the connection is lost, or the cloud is silent.
+            ProtocolError: the cloud said something that makes no sense.
+            RefusedError: the cloud does not go on.
+        """
+        self._send()
+        if events := self._wait(timeout_s):
+            if events != select.POLLOUT:
+                self._receive()
+            self._send()
+        if self._liveness.gone(self._clock()):
+            raise LinkError(f"the cloud has been silent for {self._liveness.silence_s:g} s")
+
+    def due_s(self) -> float:
+        """Seconds until `step` must be called again, whatever the socket does."""
+        return max(0.0, self._liveness.next_at(self.blocked) - self._clock())
+
+    def _wait(self, timeout_s: float) -> int:
+        """Waits for the socket. Returns what it is ready for."""
+        events = select.POLLIN | (select.POLLOUT if self._stream.wants_write else 0)
+        if events != self._polled:
+            self._polled = events
+            self._poll.modify(self._stream, events)
+        found = self._poll.poll(timeout_s * 1e3)
+        return found[0][1] if found else 0
+
+    # -- sending ----------------------------------------------------------------------------------------------------
+
+    def _may_send(self) -> bool:
+        outbox = self._session.outbox
+        entry = outbox.next()
+        assert self._window is not None
+        return entry is not None and self._window.allows(outbox.sent_entries, outbox.sent_bytes, entry.size_bytes)
+
+    def _send(self) -> None:
+        """Sends what the window allows and the socket takes."""
+        stream = self._stream
+        now = self._clock()
+        if self._window is not None:
+            self._queue_entries(now)
+        if self._liveness.ping_due(now) and not stream.outgoing_bytes:
+            stream.queue([PING])
+        if stream.outgoing_bytes:
+            started = time.perf_counter()
+            size_bytes = stream.flush()
+            if size_bytes:
+                self._liveness.sent_at = now
+                self._events.sent(size_bytes, time.perf_counter() - started)
+
+    def _queue_entries(self, now: float) -> None:
+        stream, session = self._stream, self._session
+        assert self._window is not None
+        entries: list[Entry] = []
+        with self._condition:
+            outbox = session.outbox
+            queued = stream.outgoing_bytes
+            while queued < QUEUE_BYTES and self._may_send():
+                entry = outbox.next()
+                assert entry is not None
+                outbox.sent(now, self._window.delivered_bytes)
+                session.sent_to = max(session.sent_to, entry.sequence + entry.count)
+                queued += entry.size_bytes
+                entries.append(entry)
+            if entries:
+                self._side.sent(session.sent_to)
+                self._busy.note(True, now)
+                self._condition.notify_all()
+            finished = session.leaving and not self._left and outbox.held_from is None
+        if session.load is not None and not self._left:
+            stream.queue([session.load.encode()])
+            session.load = None
+        if entries:
+            unix_now = self._unix_clock()
+            for entry in entries:
+                stream.queue(entry.encode(unix_now))
+        if finished:
+            self._left = True
+            self._side.leave()
+            stream.queue([bye(session.next_sequence)])
+
+    # -- receiving --------------------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        while (count := self._stream.receive_into(self._reader.buffer())) is not None:
+            if count == 0:
+                raise LinkError("the server closed the connection")
+            self.heard += 1
+            self._liveness.heard_at = self._clock()
+            for frame in self._reader.received(count):
+                self._handle(frame)
+            if not self._stream.pending():
+                return
+
+    def _handle(self, frame: Frame) -> None:
+        event = self._side.receive(frame)
+        if isinstance(event, Totals):
+            self._learned(event)
+        elif isinstance(event, Costs):
+            self._events.cost(event)
+        elif isinstance(event, Welcome):
+            self._welcomed(event)
+        elif isinstance(event, Farewell):
+            self._learned(event.totals)
+            self._session.left = True
+        elif isinstance(event, RefusalMessage):
+            raise RefusedError(event.code, event.message, event.code in LASTING, event.retry_after_s or None)
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        session, totals = self._session, welcome.totals
+        self._liveness = Liveness(welcome.heartbeat_s, welcome.silence_s, self._clock())
+        with self._condition:
+            acked = session.outbox.acknowledge(totals.next_sequence)
+            session.outbox.resume(totals.next_sequence)
+            session.acked = max(session.acked, totals.next_sequence)
+            session.next_sequence = max(session.next_sequence, totals.next_sequence)
+            self._on_welcome()
+            self._condition.notify_all()
+        most_items = min(welcome.unacked_items, self._window_items or welcome.unacked_items)
+        self._window = Window(most_items, welcome.unacked_bytes)
+        self._events.welcomed(session, welcome)
+        self._events.learned(session, acked, totals)
+
+    def _learned(self, totals: Totals) -> None:
+        now = self._clock()
+        session, window = self._session, self._window
+        assert window is not None
+        with self._condition:
+            acked = session.outbox.acknowledge(totals.next_sequence)
+            session.acked = max(session.acked, totals.next_sequence)
+            for each in acked:
+                if each.entry.sent_at:
+                    window.acknowledged(each.entry, now)
+            self._busy.note(session.outbox.sent_entries > 0, now)
+            self._condition.notify_all()
+        self._events.learned(session, acked, totals)
