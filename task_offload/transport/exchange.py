@@ -18,7 +18,7 @@ from task_offload.transport.stream import Stream
 from task_offload.wire.framing import Frame, FrameLimits, FrameReader
 from task_offload.wire.memory import MemoryPool
 from task_offload.wire.messages import LASTING, PING, Costs, Hello, Load, RefusalMessage, Totals, Welcome, bye
-from task_offload.wire.outbox import Acked, Entry, Outbox
+from task_offload.wire.outbox import Acked, Outbox
 from task_offload.wire.session import DeviceSide, Farewell, Liveness
 from task_offload.wire.window import Window
 
@@ -155,72 +155,47 @@ class Exchange:
         return self._stream.wants_write
 
     def step(self, timeout_s: float = 0.0) -> None:
-        """Sends and receives what can be now; waits at most so long for the socket if nothing can.
+        """Waits at most so long for the socket, hears what has come, and sends what can be sent.
 
         Raises:
             LinkError: the connection is lost, or the cloud is silent.
             ProtocolError: the cloud said something that makes no sense.
             RefusedError: the cloud does not go on.
         """
-        self._send()
-        if events := self._wait(timeout_s):
-            if events != select.POLLOUT:
-                self._receive()
-            self._send()
-        if self._liveness.gone(self._clock()):
+        events = select.POLLIN | (select.POLLOUT if self._stream.wants_write else 0)
+        if events != self._polled:
+            self._polled = events
+            self._poll.modify(self._stream, events)
+        found = self._poll.poll(timeout_s * 1e3)
+        if found and found[0][1] != select.POLLOUT:
+            self._receive()
+        now = self._clock()
+        if self._window is not None:
+            self._queue_entries(self._window, now)
+        self._send(now)
+        if self._liveness.gone(now):
             raise LinkError(f"the cloud has been silent for {self._liveness.silence_s:g} s")
 
     def due_s(self) -> float:
         """Seconds until `step` must be called again, whatever the socket does."""
         return max(0.0, self._liveness.next_at(self.blocked) - self._clock())
 
-    def _wait(self, timeout_s: float) -> int:
-        """Waits for the socket. Returns what it is ready for."""
-        events = select.POLLIN | (select.POLLOUT if self._stream.wants_write else 0)
-        if events != self._polled:
-            self._polled = events
-            self._poll.modify(self._stream, events)
-        found = self._poll.poll(timeout_s * 1e3)
-        return found[0][1] if found else 0
-
     # -- sending ----------------------------------------------------------------------------------------------------
 
-    def _may_send(self) -> bool:
-        outbox = self._session.outbox
-        entry = outbox.next()
-        assert self._window is not None
-        return entry is not None and self._window.allows(outbox.sent_entries, outbox.sent_bytes, entry.size_bytes)
-
-    def _send(self) -> None:
-        """Sends what the window allows and the socket takes."""
-        stream = self._stream
-        now = self._clock()
-        if self._window is not None:
-            self._queue_entries(now)
-        if self._liveness.ping_due(now) and not stream.outgoing_bytes:
-            stream.queue([PING])
-        if stream.outgoing_bytes:
-            started = time.perf_counter()
-            size_bytes = stream.flush()
-            if size_bytes:
-                self._liveness.sent_at = now
-                self._events.sent(size_bytes, time.perf_counter() - started)
-
-    def _queue_entries(self, now: float) -> None:
+    def _queue_entries(self, window: Window, now: float) -> None:
+        """Gives the stream what the window allows, and not much more than the socket may take at once."""
         stream, session = self._stream, self._session
-        assert self._window is not None
-        entries: list[Entry] = []
+        outbox = session.outbox
         with self._condition:
-            outbox = session.outbox
-            queued = stream.outgoing_bytes
-            while queued < QUEUE_BYTES and self._may_send():
-                entry = outbox.next()
-                assert entry is not None
-                outbox.sent(now, self._window.delivered_bytes)
+            unix_now = 0.0
+            while stream.outgoing_bytes < QUEUE_BYTES and (entry := outbox.next()) is not None:
+                if not window.allows(outbox.sent_entries, outbox.sent_bytes, entry.size_bytes):
+                    break
+                outbox.sent(now, window.delivered_bytes)
                 session.sent_to = max(session.sent_to, entry.sequence + entry.count)
-                queued += entry.size_bytes
-                entries.append(entry)
-            if entries:
+                unix_now = unix_now or self._unix_clock()
+                stream.queue(entry.encode(unix_now))
+            if unix_now:
                 self._side.sent(session.sent_to)
                 self._busy.note(True, now)
                 self._condition.notify_all()
@@ -228,14 +203,23 @@ class Exchange:
         if session.load is not None and not self._left:
             stream.queue([session.load.encode()])
             session.load = None
-        if entries:
-            unix_now = self._unix_clock()
-            for entry in entries:
-                stream.queue(entry.encode(unix_now))
         if finished:
             self._left = True
             self._side.leave()
             stream.queue([bye(session.next_sequence)])
+
+    def _send(self, now: float) -> None:
+        """Sends what is queued, as far as the socket takes it."""
+        stream = self._stream
+        if not stream.outgoing_bytes:
+            if not self._liveness.ping_due(now):
+                return
+            stream.queue([PING])
+        started = time.perf_counter()
+        size_bytes = stream.flush()
+        if size_bytes:
+            self._liveness.sent_at = now
+            self._events.sent(size_bytes, time.perf_counter() - started)
 
     # -- receiving --------------------------------------------------------------------------------------------------
 

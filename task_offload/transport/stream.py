@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 
 from task_offload.errors import LinkError
 
@@ -29,7 +30,7 @@ class Stream:
         sock.setblocking(False)
         self._socket = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
-        self._outgoing: deque[memoryview] = deque()
+        self._outgoing: deque[bytes | memoryview] = deque()
         self.wants_write = False
         self.outgoing_bytes = 0
 
@@ -37,11 +38,10 @@ class Stream:
         return self._socket.fileno()
 
     def queue(self, buffers: Iterable[bytes | memoryview]) -> None:
-        """Adds buffers to what `flush` sends. They must not change until they are sent."""
+        """Adds buffers, flat bytes, to what `flush` sends. They must not change until they are sent."""
         for buffer in buffers:
-            view = memoryview(buffer)
-            self._outgoing.append(view)
-            self.outgoing_bytes += len(view)
+            self._outgoing.append(buffer)
+            self.outgoing_bytes += len(buffer)
 
     def flush(self) -> int:
         """Sends as much of what is queued as the socket takes now. Returns how many bytes that was.
@@ -49,51 +49,58 @@ class Stream:
         Raises:
             LinkError: the connection is lost.
         """
-        sent_bytes = 0
+        before_bytes = self.outgoing_bytes
         try:
-            while self._outgoing:
-                count = self._send_some()
-                sent_bytes += count
-                self._sent(count)
+            if self._tls:
+                self._flush_records()
+            else:
+                self._flush_buffers()
         except _NOT_NOW:
             pass
         except (OSError, ValueError) as error:
             raise LinkError(f"the connection was lost: {error}") from error
         self.wants_write = bool(self._outgoing)
-        return sent_bytes
+        return before_bytes - self.outgoing_bytes
 
-    def _send_some(self) -> int:
-        first = self._outgoing[0]
-        if not self._tls:
-            if len(self._outgoing) == 1:
-                return self._socket.send(first)
-            return self._socket.sendmsg([view for view, _ in zip(self._outgoing, range(IOV_MAX), strict=False)])
-        if len(first) < TLS_RECORD_BYTES and len(self._outgoing) > 1:
-            self._join_small()
-            first = self._outgoing[0]
-        return self._socket.send(first)
+    def _flush_buffers(self) -> None:
+        outgoing = self._outgoing
+        while outgoing:
+            offered = outgoing if len(outgoing) <= IOV_MAX else list(islice(outgoing, IOV_MAX))
+            count = self._socket.sendmsg(offered)
+            self.outgoing_bytes -= count
+            while outgoing and count >= len(outgoing[0]):
+                count -= len(outgoing.popleft())
+            if count:  # a part of a buffer: the socket is full
+                outgoing[0] = memoryview(outgoing[0])[count:]
+                return
+
+    def _flush_records(self) -> None:
+        """TLS takes a record at a time."""
+        outgoing = self._outgoing
+        while outgoing:
+            if len(outgoing[0]) < TLS_RECORD_BYTES and len(outgoing) > 1:
+                self._join_small()
+            left = memoryview(outgoing[0])
+            try:
+                while left:
+                    count = self._socket.send(left)
+                    self.outgoing_bytes -= count
+                    left = left[count:]
+            finally:
+                outgoing[0] = left
+            outgoing.popleft()
 
     def _join_small(self) -> None:
         """Fills one TLS record from the small buffers in front, so that each does not become a record."""
         parts: list[memoryview] = []
         room = TLS_RECORD_BYTES
         while self._outgoing and room:
-            view = self._outgoing.popleft()
+            view = memoryview(self._outgoing.popleft())
             parts.append(view[:room])
             if len(view) > room:
                 self._outgoing.appendleft(view[room:])
             room -= len(parts[-1])
-        self._outgoing.appendleft(memoryview(b"".join(parts)))
-
-    def _sent(self, count: int) -> None:
-        self.outgoing_bytes -= count
-        while count:
-            first = self._outgoing[0]
-            if count < len(first):
-                self._outgoing[0] = first[count:]
-                return
-            count -= len(first)
-            self._outgoing.popleft()
+        self._outgoing.appendleft(b"".join(parts))
 
     def receive_into(self, buffer: memoryview) -> int | None:
         """Receives what there is. Returns the number of bytes, 0 at the end, None if there is nothing now.
