@@ -370,7 +370,7 @@ class OffloadRun(Run):
             self.meters.dropped(outbox.drop_oldest_waiting("spool_full"))
         return self._newest
 
-    # -- for the link, one call at a time --------------------------------------------------------------------------------
+    # -- for the link, one call at a time ---------------------------------------------------------------------------
 
     def welcomed(self, session: DeviceSession, welcome: Welcome) -> None:
         self.meters.workers, self.meters.main_share = welcome.workers, welcome.main_share
