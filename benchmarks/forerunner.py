@@ -35,11 +35,11 @@ def bare_loop(tasks: Tasks, duration_s: float) -> int:
     return items
 
 
-def run_device(tasks: Tasks, split: int, port: int, duration_s: float) -> tuple[int, int]:
+def run_device(tasks: Tasks, split: int, port: int, duration_s: float, host: str = "127.0.0.1") -> tuple[int, int]:
     """Sends items for some seconds. Returns how many, and how many bytes."""
     items = sent_bytes = 0
     set_current_item(Item("forerunner", "", 0, 0.0, split))
-    with socket.create_connection(("127.0.0.1", port)) as sock:
+    with socket.create_connection((host, port)) as sock:
         ends_at = time.monotonic() + duration_s
         while time.monotonic() < ends_at:
             args = _run(tasks[:split], ())
@@ -59,9 +59,9 @@ def run_device(tasks: Tasks, split: int, port: int, duration_s: float) -> tuple[
 class Server:
     """Takes clients in until the process ends."""
 
-    def __init__(self, tasks: Tasks) -> None:
+    def __init__(self, tasks: Tasks, host: str = "127.0.0.1", port: int = 0) -> None:
         self._tasks = tasks
-        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket = socket.create_server((host, port))
         self.port: int = self._socket.getsockname()[1]
         self._clients: SimpleQueue[threading.Thread] = SimpleQueue()
         threading.Thread(target=self._accept, daemon=True).start()

@@ -41,7 +41,7 @@ def run_profile(config: DeviceConfig) -> int:
     chain = load_app(config.app)
     codecs = available_codecs() if config.codec == "auto" else (config.codec,)
     if config.host is None:
-        costs, assumed = _measure_here(config, chain, codecs)
+        costs, assumed = measure_here(config, chain, codecs)
     else:
         costs, assumed = _measure_with_cloud(config, chain, codecs)
     names, target_fps = chain.names, config.target_fps
@@ -76,7 +76,7 @@ class _Sums:
         return self.sum / self.count if self.count else 0.0
 
 
-def _measure_here(config: DeviceConfig, chain: Chain, codecs: tuple[str, ...]) -> tuple[Costs, str]:
+def measure_here(config: DeviceConfig, chain: Chain, codecs: tuple[str, ...]) -> tuple[Costs, str]:
     if chain.open_source is not None:
         chain.open_source(config.source)
     runner, states = Runner(chain), States()

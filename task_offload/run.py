@@ -65,6 +65,7 @@ class Run:
         self.windows: list[dict[str, Any]] = []
         self._window_at = self.began_at
         self._finished_before = 0
+        self._cloud_cpu_before_s = 0.0
         self._splits_before: dict[int, int] = {}
 
     def open_source(self) -> float | None:
@@ -100,7 +101,16 @@ class Run:
         splits = {n: count - self._splits_before.get(n, 0) for n, count in self.meters.splits.items()}
         shares = share_of(splits)
         self._window_at, self._finished_before, self._splits_before = now, finished, dict(self.meters.splits)
-        self.windows.append({"t": round(now - self.began_at, 3), "fps": round(fps, 3), "splits": shares})
+        cloud_cpu_s = self.books.cloud_cpu_s - self._cloud_cpu_before_s
+        self._cloud_cpu_before_s = self.books.cloud_cpu_s
+        self.windows.append(
+            {
+                "t": round(now - self.began_at, 3),
+                "fps": round(fps, 3),
+                "splits": shares,
+                "cloud_cpu_s": round(cloud_cpu_s, 6),
+            }
+        )
         del self.windows[:-MOST_WINDOWS]
         say(f"average throughput {fps:7.2f} FPS{self.describe(shares)}")
 
