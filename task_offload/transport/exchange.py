@@ -24,6 +24,7 @@ from task_offload.wire.window import Window
 
 HEARTBEAT_S = 2.0  # until the welcome says otherwise
 SILENCE_S = 8.0
+LOOK_EVERY_S = 0.001  # for acks, while there is something to send and room to send it
 QUEUE_BYTES = 2 * 1024 * 1024  # handed to the stream ahead of the socket: several frames to one system call
 _CLOUD_LIMITS = FrameLimits(head_bytes=64 * 1024, body_bytes=0)  # the cloud sends no bodies
 
@@ -139,6 +140,7 @@ class Exchange:
         self._liveness = Liveness(HEARTBEAT_S, SILENCE_S, clock())
         self._window: Window | None = None
         self._left = False
+        self._looked_at = 0.0
         self._poll = select.poll()
         self._polled = select.POLLIN
         self._poll.register(stream, self._polled)
@@ -153,6 +155,17 @@ class Exchange:
     def blocked(self) -> bool:
         """Whether something is queued that the socket does not take now."""
         return self._stream.wants_write
+
+    def push(self) -> None:
+        """Sends what can be sent now. Hears what has come only now and then: several acks at once cost like one.
+
+        Raises: as `step`.
+        """
+        now = self._clock()
+        if now - self._looked_at >= LOOK_EVERY_S:
+            self.step()
+        else:
+            self._send(now)
 
     def step(self, timeout_s: float = 0.0) -> None:
         """Waits at most so long for the socket, hears what has come, and sends what can be sent.
@@ -169,9 +182,7 @@ class Exchange:
         found = self._poll.poll(timeout_s * 1e3)
         if found and found[0][1] != select.POLLOUT:
             self._receive()
-        now = self._clock()
-        if self._window is not None:
-            self._queue_entries(self._window, now)
+        self._looked_at = now = self._clock()
         self._send(now)
         if self._liveness.gone(now):
             raise LinkError(f"the cloud has been silent for {self._liveness.silence_s:g} s")
@@ -182,20 +193,37 @@ class Exchange:
 
     # -- sending ----------------------------------------------------------------------------------------------------
 
+    def _send(self, now: float) -> None:
+        """Sends what the window allows and the socket takes."""
+        stream = self._stream
+        if self._window is not None:
+            self._queue_entries(self._window, now)
+        if not stream.outgoing_bytes:
+            if not self._liveness.ping_due(now):
+                return
+            stream.queue([PING])
+        started = time.perf_counter()
+        size_bytes = stream.flush()
+        if size_bytes:
+            self._liveness.sent_at = now
+            self._events.sent(size_bytes, time.perf_counter() - started)
+
     def _queue_entries(self, window: Window, now: float) -> None:
         """Gives the stream what the window allows, and not much more than the socket may take at once."""
         stream, session = self._stream, self._session
         outbox = session.outbox
+        sent_to = 0
+        unix_now = 0.0
         with self._condition:
-            unix_now = 0.0
             while stream.outgoing_bytes < QUEUE_BYTES and (entry := outbox.next()) is not None:
                 if not window.allows(outbox.sent_entries, outbox.sent_bytes, entry.size_bytes):
                     break
                 outbox.sent(now, window.delivered_bytes)
-                session.sent_to = max(session.sent_to, entry.sequence + entry.count)
+                sent_to = entry.sequence + entry.count
                 unix_now = unix_now or self._unix_clock()
                 stream.queue(entry.encode(unix_now))
-            if unix_now:
+            if sent_to:
+                session.sent_to = max(session.sent_to, sent_to)
                 self._side.sent(session.sent_to)
                 self._busy.note(True, now)
                 self._condition.notify_all()
@@ -207,19 +235,6 @@ class Exchange:
             self._left = True
             self._side.leave()
             stream.queue([bye(session.next_sequence)])
-
-    def _send(self, now: float) -> None:
-        """Sends what is queued, as far as the socket takes it."""
-        stream = self._stream
-        if not stream.outgoing_bytes:
-            if not self._liveness.ping_due(now):
-                return
-            stream.queue([PING])
-        started = time.perf_counter()
-        size_bytes = stream.flush()
-        if size_bytes:
-            self._liveness.sent_at = now
-            self._events.sent(size_bytes, time.perf_counter() - started)
 
     # -- receiving --------------------------------------------------------------------------------------------------
 
@@ -270,9 +285,9 @@ class Exchange:
         with self._condition:
             acked = session.outbox.acknowledge(totals.next_sequence)
             session.acked = max(session.acked, totals.next_sequence)
-            for each in acked:
-                if each.entry.sent_at:
-                    window.acknowledged(each.entry, now)
+            sent = [entry for entry, _ in acked if entry.sent_at]
+            if sent:
+                window.acknowledged(sent, now)
             self._busy.note(session.outbox.sent_entries > 0, now)
             self._condition.notify_all()
         self._events.learned(session, acked, totals)

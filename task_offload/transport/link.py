@@ -122,7 +122,7 @@ class Link:
     def carry(self) -> None:
         """Sends what can be sent now, and hears what has come, unless there is no connection. Does not wait."""
         self._more = True
-        self._carry_on(0.0)
+        self._carry_on(Exchange.push)
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Waits until `ready()`, which is called with the condition held, or until the link has ended."""
@@ -132,7 +132,7 @@ class Link:
                     return
             if self._waiting.acquire(blocking=False):
                 try:
-                    carried = self._carry_on(WAIT_S, wait=True)
+                    carried = self._carry_on(_step_and_wait, wait=True)
                 finally:
                     self._waiting.release()
                 if carried:
@@ -170,7 +170,7 @@ class Link:
         """Seconds in which something was on its way."""
         return self._busy.seconds(self._clock())
 
-    def _carry_on(self, timeout_s: float, wait: bool = False) -> bool:
+    def _carry_on(self, step: Callable[[Exchange], None], wait: bool = False) -> bool:
         """Carries the connection on, if there is one and no other thread does. Returns whether it did.
 
         A thread that finds another one here leaves its entry to that: `_more` is looked at after the lock is free.
@@ -183,7 +183,7 @@ class Link:
                 exchange = self._exchange
                 if exchange is None:
                     return False
-                self._step(exchange, timeout_s)
+                self._take(exchange, step)
                 if self._failure is not None or (exchange.blocked and not self._watched & selectors.EVENT_WRITE):
                     self._waker.wake()
             finally:
@@ -191,13 +191,13 @@ class Link:
             carried = True
             if not self._more:
                 break
-            timeout_s = 0.0
+            step = Exchange.push
         return carried
 
-    def _step(self, exchange: Exchange, timeout_s: float = 0.0) -> None:
+    def _take(self, exchange: Exchange, step: Callable[[Exchange], None]) -> None:
         """One step of the exchange; what ends it is for the link's thread."""
         try:
-            exchange.step(timeout_s)
+            step(exchange)
         except Exception as error:
             self._failure, self._exchange = error, None
 
@@ -382,7 +382,7 @@ class Link:
                 with self._carrying:
                     others = exchange.heard != heard
                     if self._failure is None:
-                        self._step(exchange)
+                        self._take(exchange, Exchange.step)
                     heard = exchange.heard
                     self._watched = _events(others or exchange.blocked)
             if self._failure is not None:
@@ -401,6 +401,10 @@ class Link:
         if self.away_since is not None:
             self.away_s += self._clock() - self.away_since
             self.away_since = None
+
+
+def _step_and_wait(exchange: Exchange) -> None:
+    exchange.step(WAIT_S)
 
 
 def _events(blocked: bool) -> int:

@@ -30,6 +30,7 @@ from task_offload.wire.session import Arrived, CloudEvent, CloudSide, Liveness
 log = logging.getLogger(__name__)
 
 READ_BUDGET_BYTES = 1024 * 1024  # of one connection before the others have their turn
+READ_ON_BYTES = 32 * 1024  # while so much came, more has come meanwhile, and is cheaper had than waited for
 TICK_S = 0.25
 LINE_CHARACTERS = 500  # of what a peer has to say, in the log
 
@@ -87,6 +88,7 @@ class Connection:
         self.body_began_ns: int | None = None
         self.secure = False
         self.paused = False
+        self.watches_write = False
         self.closed = False
 
     def send(self, message: bytes) -> None:
@@ -333,7 +335,9 @@ class Listener:
         budget_bytes = READ_BUDGET_BYTES
         while not connection.closed and not connection.paused:
             started_ns = perf_counter_ns()
-            buffer = connection.reader.buffer()[:budget_bytes]
+            buffer = connection.reader.buffer()
+            if len(buffer) > budget_bytes:
+                buffer = buffer[:budget_bytes]
             count = connection.stream.receive_into(buffer)
             if count is None:
                 break
@@ -364,7 +368,7 @@ class Listener:
                     self._handler.arrived(connection, event)
                 if connection.closed:
                     return
-            if count < len(buffer) and not connection.stream.pending():
+            if count < len(buffer) and count < READ_ON_BYTES and not connection.stream.pending():
                 break
             if budget_bytes <= 0:
                 self._unread.append(connection)
@@ -389,11 +393,13 @@ class Listener:
             self.rejected["limit"] += 1
             self._close(connection, "the device does not read what it is sent")
             return
-        self._watch(connection)
+        if connection.stream.wants_write != connection.watches_write:
+            self._watch(connection)
 
     def _watch(self, connection: Connection) -> None:
         events = 0 if connection.paused else selectors.EVENT_READ
-        if connection.stream.wants_write:
+        connection.watches_write = connection.stream.wants_write
+        if connection.watches_write:
             events |= selectors.EVENT_WRITE
         try:
             watched = self._selector.get_key(connection.stream).events

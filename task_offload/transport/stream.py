@@ -112,11 +112,13 @@ class Stream:
         """
         filled = 0
         try:
+            if not self._tls:
+                return self._socket.recv_into(buffer)
             while filled < len(buffer):
                 count = self._socket.recv_into(buffer[filled:])
-                filled += count
-                if not self._tls or not count:
+                if not count:
                     break
+                filled += count
             return filled
         except ssl.SSLWantWriteError:
             self.wants_write = True

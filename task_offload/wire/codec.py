@@ -36,6 +36,11 @@ _SMALL_BYTES = 4096  # up to here a copy into the head costs less than one more 
 _TINY_BYTES = 512  # less is not worth compressing
 _SMALL_IN_ALL_BYTES = 256 * 1024  # beyond, small arrays go to the body too
 
+# Most items are a few arrays, in the table's order: their pickles are all the same, and need no work.
+_ARRAYS = frozenset({np.ndarray, Picture})
+_PLAIN_ARGS = 8
+_PLAIN_PICKLES = 64  # one for each kind of arguments; a peer may write them in many ways
+
 # First value of a persistent id that is a tuple. An id that is a number is an array of the table.
 _PICTURE, _SCALAR, _COMPLEX, _OBJECT, _FROZENSET = range(5)
 
@@ -83,6 +88,7 @@ class Encoder:
         self._compressions.of(codec)
         self._limits = limits or DEFAULT_LIMITS
         self._handlers = _Handlers(self._objects)
+        self._pickles: dict[tuple[type, ...], bytes] = {}  # of arrays and pictures alone, in the table's order
 
     def encode(self, args: tuple[Any, ...], codec: str | None = None) -> Payload:
         """Encodes the arguments of one item.
@@ -96,16 +102,15 @@ class Encoder:
             ConfigError: there is no such codec, or not on this machine.
         """
         compress = self._compressions.of(self._codec if codec is None else codec)
-        file = io.BytesIO()
-        pickler = _Pickler(file, unpickle.PROTOCOL)
-        pickler.fast = True  # no memo: the decoder's unpickler is safe because there is none
-        pickler.handlers = self._handlers
-        table = pickler.table = _Table(args, self._picture_quality, compress, self._limits)
+        table = _Table(args, self._picture_quality, compress, self._limits)
         try:
-            pickler.dump(args)
-            pickled = file.getvalue()
-            # What the decoder refuses would cost the connection, and again after each reconnect.
-            unpickle.check(pickled, self._limits)
+            kinds = tuple(map(type, args))
+            in_order = _ARRAYS.issuperset(kinds) and len(kinds) <= _PLAIN_ARGS and table.add_all(args)
+            pickled = self._pickles.get(kinds) if in_order else None
+            if pickled is None:
+                pickled = self._pickle(args, table)
+                if in_order:
+                    self._pickles[kinds] = pickled
         except PayloadError:
             raise
         except ProtocolError as error:
@@ -117,6 +122,18 @@ class Encoder:
         except Exception as error:
             raise PayloadError(f"arguments cannot travel: {type(error).__name__}: {error}") from error
         return table.payload(pickled)
+
+    def _pickle(self, args: tuple[Any, ...], table: _Table) -> bytes:
+        file = io.BytesIO()
+        pickler = _Pickler(file, unpickle.PROTOCOL)
+        pickler.fast = True  # no memo: the decoder's unpickler is safe because there is none
+        pickler.handlers = self._handlers
+        pickler.table = table
+        pickler.dump(args)
+        pickled = file.getvalue()
+        # What the decoder refuses would cost the connection, and again after each reconnect.
+        unpickle.check(pickled, self._limits)
+        return pickled
 
 
 class Decoder:
@@ -130,6 +147,7 @@ class Decoder:
     def __init__(self, payload_types: Sequence[type] = (), limits: PayloadLimits | None = None) -> None:
         self._objects = PayloadTypes(payload_types)
         self._limits = limits or DEFAULT_LIMITS
+        self._plain: dict[bytes, tuple[type, ...]] = {}  # by pickle: what its arguments are, as `Encoder._pickles`
 
     def decode(self, head: bytes | memoryview, body: memoryview) -> tuple[Any, ...]:
         """The arguments of one item, pictures as `Picture`. Arrays refer to the body's memory and are writable.
@@ -143,6 +161,9 @@ class Decoder:
         """
         try:
             found, pickled = self._read_head(head, body)
+            kinds = self._plain.get(pickled)
+            if kinds is not None and len(kinds) <= len(found):
+                return tuple([Picture(each) if kind is Picture else each for kind, each in zip(kinds, found)])  # noqa: B905
             args = unpickle.loads(pickled, _Resolver(found, self._objects), self._limits)
         except ProtocolError:
             raise
@@ -150,6 +171,10 @@ class Decoder:
             raise ProtocolError(f"a payload does not decode: {type(error).__name__}: {error}") from error
         if type(args) is not tuple:
             raise ProtocolError("the arguments of a payload are not a tuple")
+        if len(args) <= _PLAIN_ARGS and len(self._plain) < _PLAIN_PICKLES:
+            images = [each.image if type(each) is Picture else each for each in args]
+            if len(images) <= len(found) and all(a is b for a, b in zip(images, found)):  # noqa: B905
+                self._plain[pickled] = tuple(map(type, args))
         return args
 
     def _read_head(self, head: bytes | memoryview, body: memoryview) -> tuple[list[Array], bytes]:
@@ -283,6 +308,11 @@ class _Table:
         self._raw_bytes = 0
         self._index_of: dict[tuple[int, bool], int] = {}
         self._kept: list[Array] = []  # an id means nothing once its object is gone
+
+    def add_all(self, args: tuple[Any, ...]) -> bool:
+        """Adds arguments that are arrays or pictures. Returns whether each has become the next entry."""
+        added = [self.add_picture(each.image) if type(each) is Picture else self.add(each) for each in args]
+        return added == list(range(len(args)))
 
     def add(self, array: Array, as_picture: bool = False) -> int:
         """The index of an array; the same for the same array."""

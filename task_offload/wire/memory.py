@@ -27,11 +27,15 @@ class MemoryPool:
 
     Arguments:
         limit_bytes: free memory that is kept at most; what comes back beyond it is released.
+
+    Attributes:
+        free_bytes: memory that is kept and not lent.
     """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._free: dict[int, list[memoryview]] = {}
+        self.free_bytes = 0
         self._lent: dict[int, _Loan] = {}
         # Memory comes back wherever an array dies: that may be inside `take` itself.
         self._lock = threading.RLock()
@@ -45,6 +49,8 @@ class MemoryPool:
         with self._lock:
             blocks = self._free.get(block_bytes)
             block = blocks.pop() if blocks else None
+            if block is not None:
+                self.free_bytes -= block_bytes
         if block is None:
             block = _aligned(block_bytes)
         # NumPy lets a view refer to its base's base where both are plain arrays. The base of `owner` is a
@@ -55,17 +61,12 @@ class MemoryPool:
         self._lent[id(loan)] = loan
         return owner.data
 
-    @property
-    def free_bytes(self) -> int:
-        """Memory that is kept and not lent."""
-        with self._lock:
-            return sum(size_bytes * len(blocks) for size_bytes, blocks in list(self._free.items()))
-
     def _come_back(self, loan: weakref.ref[object]) -> None:
         del self._lent[id(loan)]
         block = loan.block  # type: ignore[attr-defined]
         with self._lock:
             if self.free_bytes + block.nbytes <= self._limit_bytes:
+                self.free_bytes += block.nbytes
                 self._free.setdefault(block.nbytes, []).append(block)
 
 

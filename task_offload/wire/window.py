@@ -18,6 +18,7 @@ and the part horizon / round trip in each round trip, and one that is too large 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from task_offload.wire.outbox import Entry
 
@@ -68,13 +69,17 @@ class Window:
         least_items = LEAST_ITEMS if self._draining_since is None else 1
         return sent_entries < least_items or sent_bytes < self.size_bytes
 
-    def acknowledged(self, entry: Entry, now_s: float) -> None:
-        """An entry that was sent on this connection is acknowledged. They come in the order of their sending."""
-        size_bytes = entry.size_bytes
-        self.delivered_bytes += size_bytes
-        self._largest.add(size_bytes, now_s)
-        self._rate.add(rate := self._rate_of(entry, size_bytes, now_s), now_s)
-        self._measure_round_trip(entry, size_bytes, now_s)
+    def acknowledged(self, entries: Sequence[Entry], now_s: float) -> None:
+        """Entries that were sent on this connection are acknowledged together, in the order of their sending."""
+        last_bytes = largest_bytes = 0
+        for entry in entries:
+            last_bytes = entry.size_bytes
+            self.delivered_bytes += last_bytes
+            largest_bytes = max(largest_bytes, last_bytes)
+        last = entries[-1]
+        self._largest.add(largest_bytes, now_s)
+        self._rate.add(rate := self._rate_of(last, last_bytes, now_s), now_s)
+        self._measure_round_trip(last, last_bytes, now_s)
         if self._draining_since is not None:
             window_bytes = rate * self._round_trip_s / 2
         else:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from task_offload.task import MAX_TASKS
-from task_offload.transport import link
+from task_offload.transport import exchange
 from task_offload.wire import messages, session, unpickle
 from task_offload.wire.arrays import Encoding
 from task_offload.wire.codec import Decoder, Encoder
@@ -182,8 +182,8 @@ def test_the_limits_are_those_of_the_code():
     (rows,) = tables(section("Limits"))
     limits = [int(row[1].replace(",", "")) for row in rows]
     payload, frames = PayloadLimits(), FrameLimits()
-    assert BEFORE_AUTHENTICATION.head_bytes == link._CLOUD_LIMITS.head_bytes
-    assert BEFORE_AUTHENTICATION.body_bytes == link._CLOUD_LIMITS.body_bytes
+    assert BEFORE_AUTHENTICATION.head_bytes == exchange._CLOUD_LIMITS.head_bytes
+    assert BEFORE_AUTHENTICATION.body_bytes == exchange._CLOUD_LIMITS.body_bytes
     assert frames.body_bytes == payload.body_bytes
     assert limits == [
         BEFORE_AUTHENTICATION.head_bytes,

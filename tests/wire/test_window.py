@@ -87,8 +87,9 @@ def simulate(
             most_bytes = max(most_bytes, outbox.sent_bytes)
         now = min(acks[0][0] if acks else until, next_at if pause_s is not None else until)
         while acks and acks[0][0] <= now:
-            for each in outbox.acknowledge(heapq.heappop(acks)[1]):
-                window.acknowledged(each.entry, now)
+            acked = outbox.acknowledge(heapq.heappop(acks)[1])
+            if acked:
+                window.acknowledged([each.entry for each in acked], now)
     return Run(sent, most_items, most_bytes)
 
 
@@ -188,9 +189,8 @@ def test_acks_that_were_held_up_and_come_at_once_do_not_look_like_a_faster_link(
         outbox.add(Entry(n, 1, 0.0, Payload(b"", (), 9_488)))
         outbox.sent(n / 20, window.delivered_bytes)
         if n < 20:
-            window.acknowledged(outbox.acknowledge(n + 1)[0].entry, n / 20 + 0.05)
-    for each in outbox.acknowledge(40):  # a second's worth at once
-        window.acknowledged(each.entry, 2.0)
+            window.acknowledged([outbox.acknowledge(n + 1)[0].entry], n / 20 + 0.05)
+    window.acknowledged([each.entry for each in outbox.acknowledge(40)], 2.0)  # a second's worth at once
     assert window.goodput == pytest.approx(200_000, rel=0.06)
 
 
