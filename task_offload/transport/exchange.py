@@ -15,11 +15,11 @@ from typing import Protocol
 
 from task_offload.errors import LinkError, RefusedError
 from task_offload.transport.stream import Stream
-from task_offload.wire.framing import Frame, FrameLimits, FrameReader
+from task_offload.wire.framing import FrameLimits, FrameReader
 from task_offload.wire.memory import MemoryPool
 from task_offload.wire.messages import LASTING, PING, Costs, Hello, Load, RefusalMessage, Totals, Welcome, bye
 from task_offload.wire.outbox import Acked, Outbox
-from task_offload.wire.session import DeviceSide, Farewell, Liveness
+from task_offload.wire.session import DeviceEvent, DeviceSide, Farewell, Liveness
 from task_offload.wire.window import Window
 
 HEARTBEAT_S = 2.0  # until the welcome says otherwise
@@ -239,21 +239,27 @@ class Exchange:
     # -- receiving --------------------------------------------------------------------------------------------------
 
     def _receive(self) -> None:
-        while (count := self._stream.receive_into(self._reader.buffer())) is not None:
-            if count == 0:
-                raise LinkError("the server closed the connection")
-            self.heard += 1
-            self._liveness.heard_at = self._clock()
-            for frame in self._reader.received(count):
-                self._handle(frame)
-            if not self._stream.pending():
-                return
+        acked: Totals | None = None  # of several acks the last one says it all
+        try:
+            while (count := self._stream.receive_into(self._reader.buffer())) is not None:
+                if count == 0:
+                    raise LinkError("the server closed the connection")
+                self.heard += 1
+                self._liveness.heard_at = self._clock()
+                for frame in self._reader.received(count):
+                    event = self._side.receive(frame)
+                    if isinstance(event, Totals):
+                        acked = event
+                    elif event is not None:
+                        self._handle(event)
+                if not self._stream.pending():
+                    break
+        finally:
+            if acked is not None and not self._session.left:
+                self._learned(acked)
 
-    def _handle(self, frame: Frame) -> None:
-        event = self._side.receive(frame)
-        if isinstance(event, Totals):
-            self._learned(event)
-        elif isinstance(event, Costs):
+    def _handle(self, event: DeviceEvent) -> None:
+        if isinstance(event, Costs):
             self._events.cost(event)
         elif isinstance(event, Welcome):
             self._welcomed(event)

@@ -21,7 +21,7 @@ from time import perf_counter_ns
 from typing import Any, Protocol
 
 from task_offload.errors import ConfigError, LinkError, ProtocolError
-from task_offload.transport.stream import Stream, Waker, tune
+from task_offload.transport.stream import TLS_RECORD_BYTES, Stream, Waker, tune
 from task_offload.wire.framing import BEFORE_AUTHENTICATION, FrameLimits, FrameReader
 from task_offload.wire.memory import MemoryPool
 from task_offload.wire.messages import PING, Hello, Refusal, RefusalMessage
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 READ_BUDGET_BYTES = 1024 * 1024  # of one connection before the others have their turn
 READ_ON_BYTES = 32 * 1024  # while so much came, more has come meanwhile, and is cheaper had than waited for
+MOST_EXPECTED_BYTES = 1024 * 1024  # of one body before its connection is looked at, or until the next tick
 TICK_S = 0.25
 LINE_CHARACTERS = 500  # of what a peer has to say, in the log
 
@@ -333,6 +334,7 @@ class Listener:
 
     def _receive(self, connection: Connection) -> None:
         budget_bytes = READ_BUDGET_BYTES
+        largest = 0
         while not connection.closed and not connection.paused:
             started_ns = perf_counter_ns()
             buffer = connection.reader.buffer()
@@ -352,7 +354,7 @@ class Listener:
                 connection.transfer_ns += now_ns - connection.body_began_ns
                 connection.transfer_bytes += len(frames[0].body or b"")
                 connection.body_began_ns = None
-            if connection.body_began_ns is None and connection.reader.in_body:
+            if connection.body_began_ns is None and connection.reader.body_left_bytes:
                 connection.body_began_ns = now_ns
             for frame in frames:
                 event = connection.side.receive(frame)
@@ -368,11 +370,15 @@ class Listener:
                     self._handler.arrived(connection, event)
                 if connection.closed:
                     return
+            largest = max(largest, count)
             if count < len(buffer) and count < READ_ON_BYTES and not connection.stream.pending():
                 break
             if budget_bytes <= 0:
                 self._unread.append(connection)
                 break
+        # Of a body that comes fast, the most is waited for at once: to be woken costs both sides more than to read.
+        left_bytes = connection.reader.body_left_bytes if largest >= READ_ON_BYTES else 0
+        connection.stream.expect(max(1, min(left_bytes - TLS_RECORD_BYTES, MOST_EXPECTED_BYTES)))
         if connection.liveness is not None:
             connection.liveness.heard_at = self._clock()
 
@@ -439,6 +445,7 @@ class Listener:
     def _tick(self) -> None:
         now = self._clock()
         for connection in list(self._connections):
+            connection.stream.expect(1)  # it may have become slow
             if connection.liveness is None:
                 if now - connection.opened_at > self._limits.greeting_s:
                     self.rejected["greeting_time"] += 1

@@ -33,6 +33,7 @@ class Stream:
         self._outgoing: deque[bytes | memoryview] = deque()
         self.wants_write = False
         self.outgoing_bytes = 0
+        self._expected_bytes = 1
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -131,6 +132,15 @@ class Stream:
             if filled:
                 return filled  # the next call says it again, after these bytes were read
             raise LinkError(f"the connection was lost: {error}") from error
+
+    def expect(self, size_bytes: int) -> None:
+        """Lets the system's poll call the stream readable when so much has come, or the stream has ended."""
+        if size_bytes != self._expected_bytes:
+            self._expected_bytes = size_bytes
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size_bytes)
+            except OSError:
+                pass  # it only saves time
 
     def pending(self) -> bool:
         """Whether bytes wait inside TLS, of which the system's poll knows nothing."""

@@ -36,10 +36,7 @@ _SMALL_BYTES = 4096  # up to here a copy into the head costs less than one more 
 _TINY_BYTES = 512  # less is not worth compressing
 _SMALL_IN_ALL_BYTES = 256 * 1024  # beyond, small arrays go to the body too
 
-# Most items are a few arrays, in the table's order: their pickles are all the same, and need no work.
-_ARRAYS = frozenset({np.ndarray, Picture})
-_PLAIN_ARGS = 8
-_PLAIN_PICKLES = 64  # one for each kind of arguments; a peer may write them in many ways
+_PLAIN_HEADS = 64  # of items that are large arrays alone; the heads of one stream are mostly the same, and are kept
 
 # First value of a persistent id that is a tuple. An id that is a number is an array of the table.
 _PICTURE, _SCALAR, _COMPLEX, _OBJECT, _FROZENSET = range(5)
@@ -88,7 +85,7 @@ class Encoder:
         self._compressions.of(codec)
         self._limits = limits or DEFAULT_LIMITS
         self._handlers = _Handlers(self._objects)
-        self._pickles: dict[tuple[type, ...], bytes] = {}  # of arrays and pictures alone, in the table's order
+        self._plain: dict[tuple[Any, ...], Payload] = {}  # by `_plain_key`, their buffers empty
 
     def encode(self, args: tuple[Any, ...], codec: str | None = None) -> Payload:
         """Encodes the arguments of one item.
@@ -102,15 +99,12 @@ class Encoder:
             ConfigError: there is no such codec, or not on this machine.
         """
         compress = self._compressions.of(self._codec if codec is None else codec)
-        table = _Table(args, self._picture_quality, compress, self._limits)
         try:
-            kinds = tuple(map(type, args))
-            in_order = _ARRAYS.issuperset(kinds) and len(kinds) <= _PLAIN_ARGS and table.add_all(args)
-            pickled = self._pickles.get(kinds) if in_order else None
-            if pickled is None:
-                pickled = self._pickle(args, table)
-                if in_order:
-                    self._pickles[kinds] = pickled
+            key = _plain_key(args) if compress is None else None
+            if key is not None and (plain := self._plain.get(key)) is not None:
+                return Payload(plain.head, tuple([arrays.flat_bytes(_image(each)) for each in args]), plain.size_bytes)
+            table = _Table(args, self._picture_quality, compress, self._limits)
+            pickled = self._pickle(args, table)
         except PayloadError:
             raise
         except ProtocolError as error:
@@ -121,7 +115,10 @@ class Encoder:
             ) from error
         except Exception as error:
             raise PayloadError(f"arguments cannot travel: {type(error).__name__}: {error}") from error
-        return table.payload(pickled)
+        payload = table.payload(pickled)
+        if key is not None and table.raw and len(self._plain) < _PLAIN_HEADS:
+            self._plain[key] = Payload(payload.head, (), payload.size_bytes)
+        return payload
 
     def _pickle(self, args: tuple[Any, ...], table: _Table) -> bytes:
         file = io.BytesIO()
@@ -147,7 +144,7 @@ class Decoder:
     def __init__(self, payload_types: Sequence[type] = (), limits: PayloadLimits | None = None) -> None:
         self._objects = PayloadTypes(payload_types)
         self._limits = limits or DEFAULT_LIMITS
-        self._plain: dict[bytes, tuple[type, ...]] = {}  # by pickle: what its arguments are, as `Encoder._pickles`
+        self._plain: dict[bytes, _Plain] = {}  # by head
 
     def decode(self, head: bytes | memoryview, body: memoryview) -> tuple[Any, ...]:
         """The arguments of one item, pictures as `Picture`. Arrays refer to the body's memory and are writable.
@@ -159,11 +156,12 @@ class Decoder:
         Raises:
             ProtocolError: the payload is not what an encoder makes. The decoder stays usable.
         """
+        head = bytes(head)
+        plain = self._plain.get(head)
+        if plain is not None and plain.body_bytes == body.nbytes and not body.readonly:
+            return plain.args(body)
         try:
-            found, pickled = self._read_head(head, body)
-            kinds = self._plain.get(pickled)
-            if kinds is not None and len(kinds) <= len(found):
-                return tuple([Picture(each) if kind is Picture else each for kind, each in zip(kinds, found)])  # noqa: B905
+            found, raw, pickled = self._read_head(head, body)
             args = unpickle.loads(pickled, _Resolver(found, self._objects), self._limits)
         except ProtocolError:
             raise
@@ -171,13 +169,12 @@ class Decoder:
             raise ProtocolError(f"a payload does not decode: {type(error).__name__}: {error}") from error
         if type(args) is not tuple:
             raise ProtocolError("the arguments of a payload are not a tuple")
-        if len(args) <= _PLAIN_ARGS and len(self._plain) < _PLAIN_PICKLES:
-            images = [each.image if type(each) is Picture else each for each in args]
-            if len(images) <= len(found) and all(a is b for a, b in zip(images, found)):  # noqa: B905
-                self._plain[pickled] = tuple(map(type, args))
+        if raw and len(self._plain) < _PLAIN_HEADS and list(map(id, map(_image, args))) == list(map(id, found)):
+            self._plain[head] = _Plain(args, body.nbytes)
         return args
 
-    def _read_head(self, head: bytes | memoryview, body: memoryview) -> tuple[list[Array], bytes]:
+    def _read_head(self, head: bytes, body: memoryview) -> tuple[list[Array], bool, bytes]:
+        """The arrays, whether all are the body's memory as it came, and the pickle."""
         limits = self._limits
         if len(head) > limits.head_bytes or body.nbytes > limits.body_bytes:
             raise ProtocolError(f"a payload of {len(head)} and {body.nbytes} bytes is over the limits")
@@ -193,7 +190,7 @@ class Decoder:
                 raise ProtocolError(f"an array of {dimensions} dimensions; {limits.dimensions} are allowed")
             shape = _DIMENSIONS[dimensions].unpack_from(head, position)
             position += 8 * dimensions
-            dtype = arrays.dtype_of(bytes(head[position : position + text_bytes]))
+            dtype = arrays.dtype_of(head[position : position + text_bytes])
             position += text_bytes
             entries.append((encoding, place, size_bytes, shape, dtype))
         pickle_begin = position + small_bytes
@@ -205,11 +202,13 @@ class Decoder:
         )
         raw_left_bytes = limits.raw_bytes
         found = []
+        raw = bool(entries)
         for encoding, place, size_bytes, shape, dtype in entries:
             raw_bytes = arrays.raw_size_bytes(shape, dtype, raw_left_bytes)
             raw_left_bytes -= raw_bytes
             if place not in (_IN_HEAD, _IN_BODY):
                 raise ProtocolError(f"an array is at an unknown place {place}")
+            raw = raw and place == _IN_BODY and encoding == Encoding.RAW and raw_bytes > 0
             region = regions[place]
             offset = region.take(size_bytes)
             if encoding == Encoding.RAW:
@@ -223,7 +222,7 @@ class Decoder:
             found.append(decode(region.memory[offset : offset + size_bytes], shape, dtype))
         for region in regions:
             region.check_used()
-        return found, bytes(head[pickle_begin:])
+        return found, raw, head[pickle_begin:]
 
 
 _DECODERS: dict[int, compression.Decode] = {
@@ -306,13 +305,9 @@ class _Table:
         self._buffers: list[memoryview] = []
         self._body_bytes = 0
         self._raw_bytes = 0
+        self._raw_in_body = 0
         self._index_of: dict[tuple[int, bool], int] = {}
         self._kept: list[Array] = []  # an id means nothing once its object is gone
-
-    def add_all(self, args: tuple[Any, ...]) -> bool:
-        """Adds arguments that are arrays or pictures. Returns whether each has become the next entry."""
-        added = [self.add_picture(each.image) if type(each) is Picture else self.add(each) for each in args]
-        return added == list(range(len(args)))
 
     def add(self, array: Array, as_picture: bool = False) -> int:
         """The index of an array; the same for the same array."""
@@ -358,8 +353,14 @@ class _Table:
             self._small += (data, padding)
             self._small_bytes += size_bytes + len(padding)
         else:
+            self._raw_in_body += encoding is Encoding.RAW
             self._buffers.append(memoryview(data))
             self._body_bytes += size_bytes + -size_bytes % BODY_ALIGNMENT
+
+    @property
+    def raw(self) -> bool:
+        """Whether all arrays stand in the body as they are."""
+        return self._raw_in_body == len(self._entries)
 
     def payload(self, pickled: bytes) -> Payload:
         limits = self._limits
@@ -377,7 +378,44 @@ class _Table:
         return Payload(head, tuple(self._buffers), len(head) + self._body_bytes)
 
 
+def _image(arg: Any) -> Any:
+    return arg.image if type(arg) is Picture else arg
+
+
+def _plain_key(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """What the head depends on if all arguments are arrays or pictures, each another one; None for others."""
+    key: list[Any] = []
+    seen = set()
+    for arg in args:
+        image = _image(arg)
+        if type(image) is not np.ndarray:
+            return None
+        key += (type(arg), image.shape, image.dtype)
+        seen.add(id(image))
+    return tuple(key) if len(seen) == len(args) else None
+
+
 # --- decoding -------------------------------------------------------------------------------------------------
+
+
+class _Plain:
+    """How the arguments of an item lie in its body, if all are arrays or pictures there as they are, in order."""
+
+    def __init__(self, args: tuple[Any, ...], body_bytes: int) -> None:
+        self.body_bytes = body_bytes
+        self._places = []
+        offset = 0
+        for arg in args:
+            image = _image(arg)
+            self._places.append((type(arg) is Picture, image.shape, image.dtype, offset))
+            offset += image.nbytes + -image.nbytes % BODY_ALIGNMENT
+
+    def args(self, body: memoryview) -> tuple[Any, ...]:
+        found = []
+        for is_picture, shape, dtype, offset in self._places:
+            array = np.ndarray(shape, dtype, body, offset)
+            found.append(Picture(array) if is_picture else array)
+        return tuple(found)
 
 
 class _Region:

@@ -71,9 +71,9 @@ class FrameReader:
         self._read_ahead_bytes = READ_AHEAD_BYTES
 
     @property
-    def in_body(self) -> bool:
-        """Whether a part of a body has come, and not all of it."""
-        return self._body is not None
+    def body_left_bytes(self) -> int:
+        """What is still to come of a body of which a part has come; 0 between bodies."""
+        return 0 if self._body is None else len(self._body) - self._body_filled
 
     def buffer(self) -> memoryview:
         """Where the next bytes belong. Never empty."""

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from task_offload.errors import ConfigError
@@ -182,6 +183,21 @@ def test_half_a_body_holds_nobody_up(make: Callable[..., World]) -> None:
         world.handler.wait_for(lambda: len(world.handler.events) == 1)
         slow.send(whole[150_000:])
         world.handler.wait_for(lambda: len(world.handler.events) == 2)
+
+
+def test_a_body_that_came_fast_and_becomes_slow_is_heard_all_the_same(make: Callable[..., World]) -> None:
+    world = make()
+    with world.introduced() as peer:
+        message = item(0, 1, np.zeros(900_000, np.uint8))
+        begin = len(message) - 600_000
+        peer.send(message[:begin])
+        world.pass_()
+        for position in range(begin, begin + 20):  # 20 s, in which each byte is a sign of life
+            peer.send(message[position : position + 1])
+            world.advance(1.0)
+        assert world.handler.closings == []
+        peer.send(message[begin + 20 :])
+        world.handler.wait_for(lambda: len(world.handler.events) == 1)
 
 
 def test_who_does_not_introduce_himself_is_closed(make: Callable[..., World]) -> None:

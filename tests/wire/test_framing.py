@@ -73,15 +73,16 @@ def test_long_heads_and_bodies_come_whole_however_the_stream_is_split(lengths, s
     assert flat(feed(new_reader(), stream, sizes)) == cut(stream)
 
 
-def test_in_body_says_whether_a_part_of_a_body_has_come():
+def test_what_is_left_of_a_body_of_which_a_part_has_come():
     reader, message = new_reader(), item(10, 100)
     begin = len(message) - 100
+    assert reader.body_left_bytes == 0
     assert feed(reader, message[:begin]) == []
-    assert reader.in_body
+    assert reader.body_left_bytes == 100
     assert feed(reader, message[begin:-1]) == []
-    assert reader.in_body
+    assert reader.body_left_bytes == 1
     assert len(feed(reader, message[-1:])) == 1
-    assert not reader.in_body
+    assert reader.body_left_bytes == 0
 
 
 # --- copies -------------------------------------------------------------------------------------------------------
