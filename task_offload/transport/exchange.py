@@ -110,7 +110,6 @@ class Exchange:
 
     Attributes:
         opened: the cloud has welcomed the session.
-        heard: how often something came.
     """
 
     def __init__(
@@ -144,7 +143,6 @@ class Exchange:
         self._poll = select.poll()
         self._polled = select.POLLIN
         self._poll.register(stream, self._polled)
-        self.heard = 0
         stream.queue([hello.encode()])
 
     @property
@@ -244,7 +242,6 @@ class Exchange:
             while (count := self._stream.receive_into(self._reader.buffer())) is not None:
                 if count == 0:
                     raise LinkError("the server closed the connection")
-                self.heard += 1
                 self._liveness.heard_at = self._clock()
                 for frame in self._reader.received(count):
                     event = self._side.receive(frame)

@@ -32,7 +32,8 @@ FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 30.0
 REFUSED_WAIT_S = 60.0  # a lasting refusal that met a running device: somebody may mend it
 WAIT_S = 0.05  # for the socket, by a thread that waits for room: it also looks whether the link has ended
-REST_S = 0.005  # for which the link's thread leaves the connection to a thread that has heard from it
+REST_S = 0.005  # for which the link's thread leaves the connection to threads that carry it on
+BUSY_STEPS = 2  # of theirs since it looked last: they hear what comes, too
 
 
 class Link:
@@ -91,8 +92,9 @@ class Link:
         self._busy = BusyTime()
         self._carrying = threading.Lock()  # held by the thread that uses the connection
         self._waiting = threading.Lock()  # held by the one that may wait for it meanwhile, the link's thread aside
-        self._exchange: Exchange | None = None  # while a session is open; guarded by `_carrying`, as are the next two
+        self._exchange: Exchange | None = None  # while a session is open; guarded by `_carrying`, as are the next three
         self._failure: Exception | None = None
+        self._carried = 0  # steps that other threads than the link's have taken
         self._watched = 0  # what the link's thread waits for on the connection
         self._more = False  # something was put in since the connection was carried on
         self._waker = Waker()
@@ -184,6 +186,7 @@ class Link:
                 if exchange is None:
                     return False
                 self._take(exchange, step)
+                self._carried += 1
                 if self._failure is not None or (exchange.blocked and not self._watched & selectors.EVENT_WRITE):
                     self._waker.wake()
             finally:
@@ -374,16 +377,16 @@ class Link:
                 self._exchange = None
 
     def _share(self, stream: Stream, session: DeviceSession, exchange: Exchange) -> None:
-        """Carries the exchange on whenever something comes, but leaves it to others while they hear what comes."""
-        heard = exchange.heard
+        """Carries the exchange on whenever something comes, but leaves it to others while they do."""
+        seen = 0
         while True:
             others = self._waiting.locked()
             if not others:
                 with self._carrying:
-                    others = exchange.heard != heard
+                    others = self._carried - seen >= BUSY_STEPS
                     if self._failure is None:
                         self._take(exchange, Exchange.step)
-                    heard = exchange.heard
+                    seen = self._carried
                     self._watched = _events(others or exchange.blocked)
             if self._failure is not None:
                 raise self._failure
