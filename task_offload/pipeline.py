@@ -29,6 +29,7 @@ from task_offload.wire.outbox import Entry
 
 log = logging.getLogger(__name__)
 
+MOST_AHEAD = 4  # items for each worker that may be done before an earlier one is
 LONGEST_PAUSE_S = 1.0  # between failures of the first task, so that a broken sensor does not make it spin
 
 
@@ -109,6 +110,7 @@ class Pipeline:
         self._next_sequence = 0
         if chain.stateful_between(1, chain.splits[-1]):
             workers = 1
+        self._most_ahead = MOST_AHEAD * workers
         self._room = workers + 1
         self.error: OffloadError | None = None
         self._capture_thread = threading.Thread(target=self._capture, name="capture", daemon=True)
@@ -144,8 +146,7 @@ class Pipeline:
         except OffloadError as error:
             self.error = error
         except Exception as error:
-            log.exception("capturing failed")
-            self.error = OffloadError(f"capturing failed: {error!r}")
+            self._fail(error)
         finally:
             with self._changed:
                 self._captured_all = True
@@ -216,26 +217,34 @@ class Pipeline:
                 if (captured := self._take()) is not None:
                     self._process(captured)
         except Exception as error:
-            log.exception("a worker failed")
-            self.error = OffloadError(f"a worker failed: {error!r}")
-            self.abort()
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """A bug must end the run with its traceback, not hang it."""
+        log.exception("the pipeline failed")
+        self.error = OffloadError(f"the pipeline failed: {error!r}")
+        self.abort()
 
     def _wait_for_item(self) -> bool:
-        """Waits until an item is captured; False if there will be none any more."""
+        """Waits until an item may be taken; False if there will be none any more."""
         with self._changed:
-            while not self._waiting:
-                if self._captured_all or self._aborted:
+            while not self._may_take():
+                if (self._captured_all and not self._waiting) or self._aborted:
                     return False
                 self._changed.wait()
             return True
 
     def _take(self) -> _Captured | None:
         with self._changed:
-            if not self._waiting:
+            if not self._may_take():
                 return None  # another worker was faster
             captured = self._waiting.popleft()
             self._changed.notify_all()
             return captured
+
+    def _may_take(self) -> bool:
+        """Whether an item waits that is not too far before one that still is worked on: what is done is kept."""
+        return bool(self._waiting) and self._waiting[0].item.sequence < self._next_sequence + self._most_ahead
 
     def _process(self, captured: _Captured) -> None:
         item = captured.item
@@ -284,4 +293,7 @@ class Pipeline:
             while (following := self._done.pop(self._next_sequence, None)) is not None:
                 self._next_sequence += 1
                 self._put(following)
+        if self._waiting:
+            with self._changed:
+                self._changed.notify_all()  # some may have been too far ahead
         self._carry()

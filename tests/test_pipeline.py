@@ -10,7 +10,7 @@ import pytest
 
 from task_offload.errors import OffloadError, SourceError
 from task_offload.observe.meters import DeviceMeters
-from task_offload.pipeline import Pipeline
+from task_offload.pipeline import MOST_AHEAD, Pipeline
 from task_offload.scheduling.observation import Route
 from task_offload.task import Chain, Contract, Task
 from task_offload.wire.codec import Decoder, Encoder
@@ -133,6 +133,24 @@ def test_the_order_is_restored_behind_several_workers() -> None:
     world = World(numbers(10), work, last, split=2, workers=3)
     assert [entry.sequence for entry in world.run()] == list(range(10))
     assert sorted(seen) == list(range(1, 10))
+
+
+def test_no_more_is_done_before_an_item_than_is_kept() -> None:
+    """The first item is held up until all are captured; those that are dropped count as done."""
+    first, done = threading.Event(), []
+
+    def work(n: int) -> Any:
+        if n == 0:
+            assert first.wait(PATIENCE_S)
+        done.append(n)
+        return True, n
+
+    world = World(numbers(100), work, last, split=2, newest=True, workers=2)
+    world.pipeline.start()
+    world.pipeline._capture_thread.join(PATIENCE_S)
+    assert len(done) < 2 * MOST_AHEAD
+    first.set()
+    assert [entry.sequence for entry in world.end()] == list(range(100))
 
 
 def test_stateful_tasks_get_one_worker() -> None:
@@ -302,4 +320,4 @@ def test_a_bug_ends_the_run_with_an_error_and_does_not_hang(caplog: pytest.LogCa
     world.run()
     assert isinstance(world.pipeline.error, OffloadError)
     assert "a bug" in str(world.pipeline.error)
-    assert "a worker failed" in caplog.text
+    assert "the pipeline failed" in caplog.text

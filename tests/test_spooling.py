@@ -123,7 +123,7 @@ def test_kill_9_of_a_spooling_device(lab: Lab, proxies: Proxies) -> None:
     device.kill()
     first, end = held(lab)[session]
     assert first <= 50
-    assert end >= 240  # all but what the workers held
+    assert end >= 150  # what the workers held is not there
     proxy.refuse(False)
     report = spooling(lab, proxy.port, 5).finish()
     assert report["items"]["delivered_earlier"] >= end - max(first, 50)
