@@ -135,7 +135,8 @@ def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] |
     options = _Options(parser, environ)
     options.flag("--demo", "server and device on this machine, an emulated weak device and link, automatic mode")
     options.add("--host", str, None, "the server's address", "HOST", metavar="ADDRESS")
-    options.add("--port", _port, DEFAULT_PORT, f"the server's port (default {DEFAULT_PORT})", "PORT", metavar="PORT")
+    port = f"the server's port (default {DEFAULT_PORT})"
+    options.add("--port", _integer(1, 65535), DEFAULT_PORT, port, "PORT", metavar="PORT")
     options.add(
         "--app",
         str,
@@ -217,12 +218,14 @@ def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] |
     options.add(
         "--emulate-link", _link, None, "behave like a slower link: 20mbit or 20mbit,15ms", metavar="RATE[,DELAY]"
     )
-    options.add("--report", Path, None, "write the run report", "OFFLOAD_REPORT", metavar="FILE.json")
+    options.add("--report", _report, None, "write the run report", "OFFLOAD_REPORT", metavar="FILE.json")
     options.flag("--profile", "measure the chain, print what every split would give, and stop")
     options.flag("--no-tls", "no encryption; between loopback addresses only, for measurements")
     given = parser.parse_args(argv)
     if given.demo and given.split is not None:
         raise ConfigError("--demo takes no SPLIT: it starts its own server and runs in automatic mode")
+    if given.demo and given.profile:
+        raise ConfigError("--demo and --profile are two runs; give one of them")
     if given.split is not None and not given.host and not given.profile:
         raise ConfigError(
             "a split needs a server: set HOST to its address, as in  export HOST=203.0.113.7  or give --host"
@@ -276,7 +279,7 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
     )
     options.add(
         "--port",
-        _port,
+        _integer(0, 65535),
         DEFAULT_PORT,
         f"port to listen on; 0 takes a free one (default {DEFAULT_PORT})",
         "PORT",
@@ -330,8 +333,8 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
         "OFFLOAD_STATE_DIR",
         metavar="DIR",
     )
-    options.add("--enroll", str, None, "let a device in: print the line to paste there, and exit", metavar="NAME")
-    options.add("--revoke", str, None, "shut a device out, and exit", metavar="NAME")
+    options.add("--enroll", _device, None, "let a device in: print the line to paste there, and exit", metavar="NAME")
+    options.add("--revoke", _device, None, "shut a device out, and exit", metavar="NAME")
     options.flag("--list-devices", "print the devices that may connect, and exit")
     options.add(
         "--drain",
@@ -341,7 +344,7 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
         "OFFLOAD_DRAIN",
         metavar="SECONDS",
     )
-    options.add("--report", Path, None, "write the run report", "OFFLOAD_REPORT", metavar="FILE.json")
+    options.add("--report", _report, None, "write the run report", "OFFLOAD_REPORT", metavar="FILE.json")
     options.flag("--no-tls", "no encryption; between loopback addresses only, for measurements")
     given = parser.parse_args(argv)
     results = given.results or environ.get("OFFLOAD_RESULTS", "").split() or ["sqlite:results.sqlite"]
@@ -400,8 +403,20 @@ def _choice(*words: str) -> Callable[[str], str]:
     return convert
 
 
-def _port(text: str) -> int:
-    return _integer(0, 65535)(text)
+def _report(text: str) -> Path:
+    """A file that the end of a run can write: told before the run, not after it."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{text} is not in a folder that you can write; name another file")
+    return path
+
+
+def _device(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it needs the name of a device")
+    return text
 
 
 def _codec(text: str) -> str:

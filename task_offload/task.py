@@ -204,6 +204,8 @@ def _import(app: str) -> ModuleType:
     try:
         if app.endswith(".py") or "/" in app or "\\" in app:
             return _import_file(app)
+        if not app or app.startswith("."):
+            raise AppError(f"app {app!r}: this names no module; give a module or a file to --app")
         if str(Path.cwd()) not in sys.path:  # an installed command does not search the working directory
             sys.path.insert(0, str(Path.cwd()))
         return importlib.import_module(app)

@@ -486,6 +486,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
+        if isinstance(error, OSError) and (error.errno or 0) < 0:  # of getaddrinfo; create_server gives it no type
+            raise ConfigError(f"cannot listen on {host}: no address has this name; give one of this machine") from error
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise ConfigError(
             f"cannot listen on {host}:{port}: {reason}; is a server running there already? choose another --port"
