@@ -35,8 +35,8 @@ def run_cloud(config: CloudConfig, started: Callable[[int], None] | None = None)
         signals += 1
         if signals > 1:
             os._exit(130)
-        # Not print: what was interrupted may be printing.
-        os.write(2, b"stopping: finishing what has come in; Ctrl-C again stops at once\n")
+        if started is None:  # a person may have done it; not print, since what was interrupted may be printing
+            os.write(2, b"stopping: finishing what has come in; Ctrl-C again stops at once\n")
         cloud.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):
