@@ -188,7 +188,7 @@ def load_app(app: str) -> Chain:
         raise AppError(f"app {app}: 'tasks' has {len(functions)} entries; a chain has 2 to {MAX_TASKS} tasks")
     for number, function in enumerate(functions, 1):
         if not callable(function):
-            raise AppError(f"app {app}: entry {number} of 'tasks' is a {type(function).__name__}; put a function there")
+            raise AppError(f"app {app}: entry {number} of 'tasks' is {function!r:.60}; put a function there")
     tasks = tuple(Task(_name(f), f, getattr(f, _CONTRACT, Contract())) for f in functions)
     _check_pins(app, tasks)
     return Chain(

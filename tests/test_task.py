@@ -41,7 +41,7 @@ PINS = "from task_offload.task import task\nd = task(runs_on='device')\ne = task
         ("tasks = []", "'tasks' has 0 entries; a chain has 2 to 255 tasks"),
         ("tasks = [a]", "'tasks' has 1 entries"),
         ("tasks = [a] * 256", "'tasks' has 256 entries"),
-        ("tasks = [a, 3, b]", "entry 2 of 'tasks' is a int; put a function there"),
+        ("tasks = [a, 3, b]", "entry 2 of 'tasks' is 3; put a function there"),
         ("tasks = [a, b()]", "its import raised TypeError"),
         ("1/0", "its import raised ZeroDivisionError: division by zero"),
         ("import sys; sys.exit(3)", "its import raised SystemExit: 3"),

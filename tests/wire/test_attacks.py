@@ -2,6 +2,7 @@
 
 import copyreg
 import io
+import operator
 import os
 import pickle
 import struct
@@ -9,7 +10,8 @@ import tracemalloc
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from enum import Enum, Flag
-from functools import reduce
+from functools import partial, reduce
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -184,6 +186,17 @@ GADGETS = {
     "picture": Picture(np.zeros((2, 2), np.uint8)),
     "error": ValueError("x"),
     "range": range(3),
+    "partial": partial(eval, "ran.append(1)"),
+    "getattr chain": Run(getattr, (Run(getattr, (Circle, "__init__")), "__globals__")),
+    "method of a name": operator.methodcaller("system", "true"),
+    "namespace": SimpleNamespace(x=1),
+    "masked array": np.ma.array([1, 2], mask=[0, 1]),
+    "records": np.zeros(2, [("a", "i4"), ("b", "O")]),
+    "state that calls": Run(Circle, (1.0,), Run(eval, ("ran.append(1)",))),
+    "items that call": Run(Table, (), None, None, iter([(Run(eval, ("ran.append(1)",)), 1)])),
+    "key that calls": {Run(eval, ("ran.append(1)",)): 1},
+    "deep in plain data": [{"a": ({"b": Run(eval, ("ran.append(1)",))},)}],
+    "in an argument of an object": Circle(Run(eval, ("ran.append(1)",))),  # type: ignore[arg-type]
 }
 
 
@@ -315,6 +328,9 @@ def test_the_table_used_here_is_right():
         entry(dtype=b"<M8[x]", shape=(2,)), entry(dtype=b"<i8[ns]", shape=(2,)), entry(dtype=b"<M8[999999999Y]"),
         entry(dtype=b"<M8[0s]", shape=(2,)), entry(dtype=b""), entry(dtype=b"\xff\xfe\xfd"), entry(dtype=b"|u1\x00"),
         entry(dtype=b"|T16", shape=(1,)), entry(dtype=b"[('a', 'O')]"), entry(dtype=b"{}"), entry(dtype=b"<u1"),
+        entry(dtype=b"{'names':['a','b'],'formats':['<i4','<i4'],'offsets':[0,2]}", shape=(2,)),
+        entry(dtype=b"[('a','<i4'),('b','<i4')]", shape=(2,)), entry(dtype=b"V8,V8", shape=(1,)),
+        entry(dtype=b"|S-1"), entry(dtype=b"<i-8", shape=(2,)), entry(dtype=b"object", shape=(2,)),
         entry(dtype=b"|b1\n"), entry(dtype=b"\xd9\xa3"), entry()[:-1], entry()[:5], b"",
     ],
     ids=lambda table: table.hex()[:50],
