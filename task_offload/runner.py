@@ -77,17 +77,18 @@ class Runner:
             SourceError: the first task said that its source is gone for good. Every other exception is an outcome.
         """
         busy_ns: list[int] = []
+        functions, last, of_task = self._functions, self._last, states.of_task
         index = begin
         set_current_item(item)
+        started = perf_counter_ns()
         try:
             for index in range(begin, end):
-                item.state = states.of_task(index)
-                started = perf_counter_ns()
-                try:
-                    returned = self._functions[index](*[a.image if type(a) is Picture else a for a in args])
-                finally:
-                    busy_ns.append(perf_counter_ns() - started)
-                if index == self._last:
+                item.state = of_task(index)
+                returned = functions[index](*[a.image if type(a) is Picture else a for a in args])
+                ended = perf_counter_ns()
+                busy_ns.append(ended - started)
+                started = ended
+                if index == last:
                     return Outcome(Kind.COMPLETED, index, _result(returned), busy_ns)
                 if returned is False:
                     return Outcome(Kind.FILTERED, index, None, busy_ns)
@@ -100,6 +101,8 @@ class Runner:
                     args = () if args is None else (args,)
             return Outcome(Kind.CONTINUED, index, args, busy_ns)
         except (Exception, SystemExit) as error:  # a task that calls sys.exit() must not end its worker
+            if len(busy_ns) == index - begin:
+                busy_ns.append(perf_counter_ns() - started)
             if index == 0 and isinstance(error, SourceError):
                 raise
             return Outcome(Kind.FAILED, index, error, busy_ns)
