@@ -83,7 +83,8 @@ class Cloud:
                 break
         else:
             raise SystemExit("the cloud did not start")
-        self._all = psutil.Process(self._process.pid)
+        self.pid = self._process.pid
+        self._all = psutil.Process(self.pid)
         for each in self._processes():
             each.cpu_affinity(list(cores))
             for thread in each.threads():
@@ -192,8 +193,8 @@ def bar(options: argparse.Namespace) -> None:
             with fresh_cloud("--workers", "1", cores=one_core) as cloud:
                 runs.append(carry(cloud, [load], options.seconds)[0])
         print_table(HEAD, [row(name, runs)])
-        by_cpu = median(each.by_cpu for each in runs)
-        print(f"{name}: {by_cpu:,.0f} a CPU second, {verdict(by_cpu / least, at_least=1.0)} of {least:,}\n")
+        rate = median(each.rate for each in runs)
+        print(f"{name}: {rate:,.0f} a second on one core, {verdict(rate / least, at_least=1.0)} of {least:,}\n")
 
 
 def flat(options: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from benchmarks.harness import calls
 from task_offload.agreement import chain_spec
 from task_offload.task import load_app
 from task_offload.wire.codec import Payload
-from task_offload.wire.messages import FRAME, ITEM, PING, Hello, Kind, Refusal, RefusalMessage, bye
+from task_offload.wire.messages import FRAME, ITEM, PING, ChainSpec, Hello, Kind, Refusal, RefusalMessage, Welcome, bye
 from task_offload.wire.outbox import padded_body
 
 HEARTBEAT_S = 1.5
@@ -78,26 +78,41 @@ class Message:
 class Device:
     """One emulated device."""
 
-    def __init__(self, name: str, messages: Sequence[Message], load: Load, port: int, hello: bytes) -> None:
+    def __init__(self, name: str, messages: Sequence[Message], load: Load, port: int, chain: ChainSpec) -> None:
         self.name = name
+        self.session = os.urandom(16)
         self.messages = messages
         self.load = load
-        self.sock = socket.create_connection(("127.0.0.1", port))
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock.sendall(hello)
-        self.sock.setblocking(False)
-        self.received = b""
-        self.outgoing: deque[memoryview] = deque()
+        self.port = port
         self.sequence = 0  # the next one to send
         self.acked = 0
-        self.due_s: deque[float] = deque()  # when each item that is not acknowledged was due
+        self.due_s: deque[float] = deque()  # when each item that was sent and is not acknowledged was due
         self.waiting: deque[float] = deque()  # items that are due, and for which the window has no room
         self.next_due_s = 0.0
+        self.leaving = False
+        self.farewell = False
+        self.refusal: str | None = None
+        self.count = self.offered = 0
+        self._chain = chain
+        self.connect()
+
+    def connect(self) -> None:
+        """Connects, or connects again and resumes the session."""
+        self.received = b""
+        self.outgoing: deque[memoryview] = deque()
         self.open = False
         self.closed = False
-        self.refusal: str | None = None
+        self.sock = socket.create_connection(("127.0.0.1", self.port))
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock.sendall(Hello(self.name, self.session, bytes(32), self._chain, self.acked).encode())
+        self.sock.setblocking(False)
         self.sent_s = time.monotonic()
-        self.count = self.offered = 0
+
+    def send_again(self) -> None:
+        """What an earlier connection took and the cloud does not have goes first."""
+        self.sequence -= len(self.due_s)
+        self.waiting.extendleft(reversed(self.due_s))
+        self.due_s.clear()
 
 
 class Fleet:
@@ -107,31 +122,49 @@ class Fleet:
         self._selector = selectors.DefaultSelector()
         self.devices: list[Device] = []
         self._messages: dict[tuple[int, int | None], list[Message]] = {}
-        self._chain = None
+        self._chain: ChainSpec | None = None
         self._counting = False
         self._latencies_ms: list[float] = []
 
     def connect(self, loads: Sequence[Load], port: int, first: int) -> None:
         """Connects all devices, and waits until each is let in or refused."""
-        from benchmarks import fleet_chain
-
-        self._chain = self._chain or chain_spec(load_app(fleet_chain.APP))
         number = first
         for load in loads:
-            key = load.split, load.picture_quality
-            if key not in self._messages:
-                self._messages[key] = [Message(payload) for payload in fleet_chain.payloads(*key)]
             for _ in range(load.devices):
-                name = f"device-{number}"
-                hello = Hello(name, os.urandom(16), bytes(32), self._chain).encode()
-                device = Device(name, self._messages[key], load, port, hello)
-                self._selector.register(device.sock, selectors.EVENT_READ, device)
-                self.devices.append(device)
+                self.join(f"device-{number}", load, port)
                 number += 1
                 self._turn(0.0, False)
         ends_at = time.monotonic() + PATIENCE_S
         while any(not (each.open or each.closed) for each in self.devices) and time.monotonic() < ends_at:
             self._turn(0.05, False)
+
+    def join(self, name: str, load: Load, port: int) -> Device:
+        """Connects one device, and does not wait until it is let in."""
+        from benchmarks import fleet_chain
+
+        self._chain = self._chain or chain_spec(load_app(fleet_chain.APP))
+        key = load.split, load.picture_quality
+        if key not in self._messages:
+            self._messages[key] = [Message(payload) for payload in fleet_chain.payloads(*key)]
+        device = Device(name, self._messages[key], load, port, self._chain)
+        self._selector.register(device.sock, selectors.EVENT_READ, device)
+        self.devices.append(device)
+        return device
+
+    def cut(self, device: Device) -> None:
+        """Its connection ends without a word."""
+        self._close(device)
+
+    def resume(self, device: Device) -> None:
+        """It connects again."""
+        device.connect()
+        self._selector.register(device.sock, selectors.EVENT_READ, device)
+
+    def say_goodbye(self, device: Device) -> None:
+        """It sends no more items, and leaves when all that it sent is acknowledged."""
+        device.leaving = True
+        device.outgoing.append(memoryview(bye(device.sequence)))
+        self._flush(device)
 
     def pin(self, core: int) -> None:
         """Stays on one core, so that the cloud has the others to itself."""
@@ -166,8 +199,9 @@ class Fleet:
             while due and due[0][0] <= now:
                 at, number = due[0]
                 device = self.devices[number]
-                device.waiting.append(at)
                 device.offered += 1
+                if not device.closed:
+                    device.waiting.append(at)
                 heapq.heapreplace(due, (at + 1 / device.load.rate, number))
                 self._fill(device, now)
             self._turn(min(0.02, max(0.0, due[0][0] - now)) if due else 0.02, True)
@@ -188,8 +222,7 @@ class Fleet:
             self._turn(0.05, False)
         for device in self.devices:
             if device.open and not device.closed:
-                device.outgoing.append(memoryview(bye(device.sequence)))
-                self._flush(device)
+                self.say_goodbye(device)
         while any(not each.closed for each in self.devices) and time.monotonic() < ends_at:
             self._turn(0.05, False)
         refused: dict[str, int] = {}
@@ -217,7 +250,7 @@ class Fleet:
 
     def _fill(self, device: Device, now: float) -> None:
         """Sends what is due and fits into the window."""
-        if not device.open or device.closed:
+        if not device.open or device.closed or device.leaving:
             return
         load, messages = device.load, device.messages
         room = load.window - len(device.due_s)
@@ -276,6 +309,7 @@ class Fleet:
         data = device.received + data
         at = 0
         acked = device.acked
+        welcomed = False
         while len(data) - at >= FRAME.size:
             kind, _, _, head_bytes, _ = FRAME.unpack_from(data, at)
             end = at + FRAME.size + head_bytes
@@ -284,8 +318,10 @@ class Fleet:
             head = at + FRAME.size
             if kind in (Kind.ACK, Kind.FAREWELL):
                 acked = int.from_bytes(data[head : head + 8], "little")
+                device.farewell |= kind == Kind.FAREWELL
             elif kind == Kind.WELCOME:
-                device.open = True
+                acked = Welcome.decode(data[head:end]).totals.next_sequence
+                device.open = welcomed = True
             elif kind == Kind.REFUSAL:
                 device.refusal = Refusal(RefusalMessage.decode(data[head:end]).code).name.lower()
             at = end
@@ -299,8 +335,10 @@ class Fleet:
             if self._counting:
                 device.count += acked - device.acked
             device.acked = acked
-            if sending:
+            if sending and not welcomed:
                 self._fill(device, now)
+        if welcomed:
+            device.send_again()
 
     def _close(self, device: Device) -> None:
         if not device.closed:

@@ -29,6 +29,7 @@ class CloudSession:
         self.admission: Admission | None = None
         self.load: Load | None = None
         self.last_seen = 0.0
+        self.costs_at = 0.0  # when they were told last
         self.expected = books.watermark  # the next sequence to take in
         self.bye: int | None = None
         self.shares = (1.0, 1.0)

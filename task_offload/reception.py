@@ -42,7 +42,9 @@ log = logging.getLogger(__name__)
 UNACKED_BYTES = 64 * 1024 * 1024  # of one device: what it may send before it is acknowledged
 UNACKED_ITEMS = 1024
 PAUSE_ITEMS = 4 * UNACKED_ITEMS  # a device that sends more than it may is not read any further
-COSTS_EVERY_S = 0.5
+MEASURE_EVERY_S = 0.5  # how full the cloud is, and what share of it each device has
+COSTS_EVERY_S = 0.5  # to each device, with an ack where one goes out anyway
+LEFT_COSTS_S = 1.0  # without one
 FORGET_AFTER_S = 24 * 3600.0  # a session without a connection: its tasks' state is dropped then, not its books
 MAX_REPORTED_SESSIONS = 10_000
 COME_BACK_S = 2.0  # what a stopping server tells its devices
@@ -109,7 +111,7 @@ class Reception:
         self._taking = True
         self._capacity = Capacity(clock())
         self._shares = Shares(config.workers)
-        self._costs_at = 0.0
+        self._measured_at = 0.0
         self._listener = Listener(
             config.host,
             config.port,
@@ -242,6 +244,7 @@ class Reception:
         self._newest[hello.device] = session
         session.connection, session.admission = connection, admission
         session.bye = None
+        session.costs_at = self._clock()
         session.acked = session.totals.next_sequence
         differs = hello.chain.source_digest != self._spec.source_digest
         welcome = Welcome(
@@ -290,7 +293,7 @@ class Reception:
             if event.next_sequence > session.expected:
                 raise ProtocolError(f"a bye at item {event.next_sequence} where item {session.expected} was due")
             session.bye = session.expected  # a device that was killed may not know how far it had come
-            self._acknowledge(session)
+            self._acknowledge(session, self._clock())
         if session.unfinished > PAUSE_ITEMS or session.unacked_bytes > 2 * UNACKED_BYTES:
             self._listener.pause(connection, True)
 
@@ -337,10 +340,11 @@ class Reception:
             return
         with self._lock:
             dirty, self._dirty = self._dirty, set()
+        now = self._clock()
         for session in dirty:
-            self._acknowledge(session)
+            self._acknowledge(session, now)
 
-    def _acknowledge(self, session: CloudSession) -> None:
+    def _acknowledge(self, session: CloudSession, now: float) -> None:
         connection, totals = session.connection, session.totals
         if connection is None:
             return
@@ -350,6 +354,7 @@ class Reception:
             return
         if totals.next_sequence > session.acked:
             session.acked = totals.next_sequence
+            self._tell_costs(session, connection, now, COSTS_EVERY_S)
             self._listener.send(connection, ack(totals))
         if connection.paused and session.unacked_bytes <= UNACKED_BYTES:
             self._listener.pause(connection, False)
@@ -362,9 +367,9 @@ class Reception:
         """A few times a second: tells costs, closes the connections of revoked devices, forgets old sessions."""
         now = self._clock()
         self._behind.watch(now)
-        if now - self._costs_at < COSTS_EVERY_S:
+        if now - self._measured_at < MEASURE_EVERY_S:
             return
-        self._costs_at = now
+        self._measured_at = now
         if self._identity is not None:
             self._identity.refresh()
             for session in list(self.sessions.values()):
@@ -378,11 +383,14 @@ class Reception:
         for session in list(self.sessions.values()):
             session.shares = shares[id(session)]
             if session.connection is not None:
-                self._tell_costs(session, session.connection)
+                self._tell_costs(session, session.connection, now, LEFT_COSTS_S)
             elif now - session.last_seen > FORGET_AFTER_S:
                 self._forget(session)
 
-    def _tell_costs(self, session: CloudSession, connection: Connection) -> None:
+    def _tell_costs(self, session: CloudSession, connection: Connection, now: float, every_s: float) -> None:
+        if now - session.costs_at < every_s:
+            return
+        session.costs_at = now
         if (costs := session.costs.take(*session.shares)) is not None:
             costs = replace(costs, transfer_bytes=connection.transfer_bytes, transfer_us=connection.transfer_ns // 1000)
             connection.transfer_bytes = connection.transfer_ns = 0

@@ -12,6 +12,7 @@ from itertools import count
 
 from task_offload.engines.base import Lane, Unit
 
+AHEAD_NS = 100_000  # what a lane may have at once more than the next one: to take units singly costs a microsecond each
 SMOOTHING = 0.25  # weight of the newest unit in the estimate of the next
 
 
@@ -36,6 +37,8 @@ class FairQueue:
     def add(self, unit: Unit) -> None:
         """A lane's next unit."""
         lane = unit.lane
+        if not lane.units and not lane.running:  # it was idle
+            lane.start_ns = max(lane.start_ns, self._start_ns)
         lane.units.append(unit)
         self._may_enter(lane)
 
@@ -58,6 +61,8 @@ class FairQueue:
                 continue
             self._start_ns = max(self._start_ns, start_ns)
             number = min(len(lane.units), max(1, least - len(batch), left_ns // cost_ns))
+            if heap:
+                number = min(number, max(1, (heap[0][0] + AHEAD_NS - start_ns) // cost_ns))
             for _ in range(number):
                 unit = lane.units.popleft()
                 unit.charged_ns = cost_ns
@@ -80,5 +85,4 @@ class FairQueue:
     def _may_enter(self, lane: Lane) -> None:
         if lane.units and not lane.queued and not (self._one_at_a_time and lane.running):
             lane.queued = True
-            lane.start_ns = max(lane.start_ns, self._start_ns)
             heappush(self._heap, (lane.start_ns, next(self._tie), lane))

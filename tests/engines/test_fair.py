@@ -68,6 +68,22 @@ def test_a_batch_is_as_large_as_the_budget() -> None:
     assert [each.item.sequence for each in queue.take(0)] == [14]
 
 
+def test_while_others_wait_a_lane_has_little_at_once() -> None:
+    """Otherwise each of hundreds would wait for a millisecond of all others."""
+    queue, lanes = FairQueue(one_at_a_time=False), [Lane() for _ in range(100)]
+    for lane in lanes:
+        queue.add(unit(lane))
+    for each in [queue.take(MS)[0] for _ in lanes]:
+        queue.done(each, MS // 50)
+    for lane in lanes:
+        for sequence in range(64):
+            queue.add(unit(lane, sequence))
+    had = Counter(each.lane for _ in range(10) for each in queue.take(MS))
+    assert had.total() == 500
+    assert len(had) == 100
+    assert max(had.values()) <= 10
+
+
 def test_a_lane_with_state_waits_until_its_units_are_done() -> None:
     queue, lane, other = FairQueue(one_at_a_time=True), Lane(), Lane()
     for sequence in range(3):
