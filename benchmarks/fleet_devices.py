@@ -329,7 +329,11 @@ class Fleet:
         if acked > device.acked:
             now = time.monotonic()
             for _ in range(acked - device.acked):
-                due = device.due_s.popleft()
+                if device.due_s:
+                    due = device.due_s.popleft()
+                else:  # the cloud had it from an earlier connection, and it need not be sent again
+                    due = device.waiting.popleft()
+                    device.sequence += 1
                 if self._counting:
                     self._latencies_ms.append((now - due) * 1e3)
             if self._counting:

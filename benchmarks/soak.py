@@ -196,7 +196,7 @@ def soak(options: argparse.Namespace, folder: Path) -> int:
         for side in sides:
             side.bring_to_an_end()
         fleet.idle(1.0)
-        fleet.run(0.0, 2.0)
+        fleet.run(0.0, 5.0)
         last = [(side, each) for side in sides for each in side.here]
         fleet.leave()
         for side, device in last:
