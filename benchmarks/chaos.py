@@ -2,9 +2,11 @@
 """Breaks everything at random, and checks the books. In: minutes and a seed. Out: counts, and exit status 1 if wrong.
 
     python3 -m benchmarks.chaos --minutes 3 --seed 1 --spool
+    python3 -m benchmarks.chaos --minutes 10 --devices 12 --rate 20 --engine threads --engine processes --engine dask
 
 Real devices run against a real server, each through a fault proxy of its own. At random times a device or the cloud
-is killed with -9 or stopped, links are cut, stalled, throttled, half-closed or refused, and the disks under the store
+is killed with -9 or stopped (where there are several engines, the cloud starts with any of them; their workers are
+killed too), links are cut, stalled, throttled, half-closed or refused, and the disks under the store
 and the spools are full for a while (where this user may mount a small tmpfs). After each run of a device, and at the
 end, it is known what the store must hold:
 
@@ -39,6 +41,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks import chaos_app
 from task_offload.spool import DiskSpool
 from tests.support.fault_proxy import FaultProxy
@@ -52,6 +56,7 @@ LAST_SPLIT = len(chaos_app.tasks) - 1
 STORE_DISK = "384m"
 SPOOL_DISK = "64m"
 END_S = 90.0
+PROCESS_ENDS_S = 10.0
 
 
 @dataclass
@@ -139,7 +144,8 @@ class CloudProcess:
         argv = [
             sys.executable, str(ROOT / "cloud_server_coordinator.py"), "--app", APP, "--host", "127.0.0.1",
             "--port", str(self.port), "--state-dir", str(lab.folder / "state"),
-            "--results", f"sqlite:{lab.store}", *([] if lab.args.tls else ["--no-tls"]),
+            "--engine", lab.random.choice(lab.args.engine), "--results", f"sqlite:{lab.store}",
+            *([] if lab.args.tls else ["--no-tls"]),
         ]  # fmt: skip
         self.popen = lab.spawn(argv, lab.folder / "cloud.log", {})
 
@@ -147,6 +153,15 @@ class CloudProcess:
         assert self.popen is not None
         self.popen.kill()
         self.popen.wait()
+
+    def workers(self) -> list[psutil.Process]:
+        """Processes that run units, where the engine has some."""
+        assert self.popen is not None
+        try:
+            children = psutil.Process(self.popen.pid).children(recursive=True)
+            return [each for each in children if "spawn_main" in " ".join(each.cmdline())]
+        except psutil.Error:  # it is just ending
+            return []
 
     def stop(self) -> int:
         assert self.popen is not None
@@ -341,7 +356,8 @@ class Chaos:
         kinds: dict[str, float] = {
             "cut": 6, "cut all": 1, "stall": 2, "long stall": 0.4, "throttle": 1, "delay": 1, "half-close": 1,
             "refuse": 2, "cut within messages": 1.5, "kill device": 3, "stop device": 2, "kill cloud": 3,
-            "stop cloud": 0.7, "store full": 1 if self.disk.mounted else 0,
+            "stop cloud": 0.7, "kill worker": 2 if self.args.engine != ["threads"] else 0,
+            "store full": 1 if self.disk.mounted else 0,
             "spool full": 1 if self.args.spool and self.devices[0].disk and self.devices[0].disk.mounted else 0,
         }  # fmt: skip
         [kind] = self.random.choices(list(kinds), list(kinds.values()))
@@ -386,6 +402,9 @@ class Chaos:
             elif (status := self.cloud.stop()) != 0:
                 self.problems.append(f"the cloud was stopped, and ended with exit status {status}")
             self._in(seconds, self._start_cloud)
+        elif kind == "kill worker" and self.cloud.running and self.cloud.listens and (found := self.cloud.workers()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.random.choice(found).kill()
         elif kind == "store full":
             self.disk.fill()
             self._in(seconds, self.disk.empty)
@@ -476,6 +495,7 @@ class Chaos:
                     f"{self._name(run)}: {len(rows)} rows, watermark {watermark}, {ended} in its books"
                 )
         self._check_logs()
+        self._check_processes()
         return sum(map(len, of_session.values()))
 
     def _check_session(self, run: Run, rows: list[tuple[int, str, str | None, Any]]) -> None:
@@ -519,6 +539,12 @@ class Chaos:
             if unexpected > 0:
                 self.problems.append(f"{log}: {unexpected} tracebacks")
 
+    def _check_processes(self) -> None:
+        """Whoever was killed has left no workers behind."""
+        mine = [each for each in psutil.process_iter(["cwd"]) if each.info["cwd"] == str(self.folder)]
+        _, alive = psutil.wait_procs(mine, timeout=PROCESS_ENDS_S)
+        self.problems += [f"a process was left behind: {' '.join(each.cmdline())}" for each in alive]
+
     def close(self) -> None:
         for device in self.devices:
             if device.running:
@@ -543,11 +569,13 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--devices", type=int, default=4)
+    parser.add_argument("--engine", action="append", help="of the cloud, repeatable (default: threads)")
     parser.add_argument("--rate", type=float, default=150.0, help="items a second of each device")
     parser.add_argument("--every", type=float, default=0.8, help="seconds between faults, in the mean")
     parser.add_argument("--spool", action="store_true", help="the devices spool to disk")
     parser.add_argument("--tls", action="store_true", help="with TLS; acknowledgements are then not known")
     args = parser.parse_args()
+    args.engine = args.engine or ["threads"]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chaos = Chaos(args)
     items = 0

@@ -1,5 +1,6 @@
 """The headline: one cloud for many devices. Its cost, its order and its fairness as their number grows.
 
+    python3 -m benchmarks.fleet            all of these; --plot FILE.png draws the last one
     python3 -m benchmarks.fleet bar        what one core carries: small items, and raw frames, from 100 devices
     python3 -m benchmarks.fleet flat       cost of an item from 10 to 500 devices, at equal items a second
     python3 -m benchmarks.fleet fair       500 devices at 17 items a second: each one's share, and the ack's latency
@@ -221,7 +222,8 @@ def fair(options: argparse.Namespace) -> None:
     rate = median(each.rate for each in runs)
     least = median(each.least for each in runs)
     print(f"carried of {offered:,.0f} items/s: {rate / offered:.2f}")
-    print(f"least share by the fair one: {verdict(least / min(1.0, rate / offered), at_least=0.95)}\n")
+    print(f"least share by the fair one: {verdict(least / min(1.0, rate / offered), at_least=0.95)}")
+    print(f"ack latency: p50 {median(r.p50_ms for r in runs):.1f} ms, p99 {median(r.p99_ms for r in runs):.1f} ms\n")
 
 
 def greedy(options: argparse.Namespace) -> None:
@@ -372,9 +374,12 @@ def plot(costs: dict[str, list[tuple[int, Result]]], file: Path, title: str) -> 
     print(f"the plot is {file}\n")
 
 
+PARTS = {"bar": bar, "flat": flat, "fair": fair, "greedy": greedy, "grid": grid}
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks.fleet", description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=("bar", "flat", "fair", "greedy", "grid"), nargs="+")
+    parser.add_argument("what", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="of one run")
     parser.add_argument("--rate", type=float, default=1000.0, help="flat and grid: items a second of all devices")
@@ -386,10 +391,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--number", type=int, action="append", help="grid: devices, repeatable (default: 1 to 500)")
     parser.add_argument("--plot", type=Path, help="grid: a PNG or SVG of the cost as the number of devices grows")
     options = parser.parse_args(argv)
+    if unknown := set(options.what) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     options.engine = options.engine or ["threads", "processes", "dask"]
     options.number = options.number or [1, 10, 50, 100, 200, 500]
-    for what in options.what:
-        {"bar": bar, "flat": flat, "fair": fair, "greedy": greedy, "grid": grid}[what](options)
+    for what in options.what or PARTS:
+        PARTS[what](options)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,7 @@ class Cloud:
         for each in staying:
             log.info("device %s: %s; it had not left", each["device"], summary(each["items"]))
         if self._config.report is not None:
+            all_sent_s = self.reception.cpu_if_all_were_sent_s()
             write_report(
                 self._config.report,
                 {
@@ -121,6 +122,7 @@ class Cloud:
                     "sessions": self.reception.over + staying,
                     "duration_s": round(self._clock() - self._began_at, 3),
                     "cpu_s": round(time.process_time(), 3),
+                    "cpu_if_all_were_sent_s": None if all_sent_s is None else round(all_sent_s, 6),
                     "rejected": dict(self.reception.rejected),
                 },
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from task_offload.cloud_session import CloudSession, Endings, summary
 from task_offload.config import CloudConfig
 from task_offload.engines.base import Lane, Unit
 from task_offload.errors import ConfigError, OffloadError, ProtocolError
-from task_offload.observe.cloud_costs import Shares
+from task_offload.observe.cloud_costs import CloudCosts, Shares
 from task_offload.results.base import SessionBooks, SessionKey
 from task_offload.task import Chain, Item
 from task_offload.transport.identity import Admission, CloudIdentity
@@ -27,6 +28,7 @@ from task_offload.transport.tokens import check_device_name
 from task_offload.wire.compression import available_codecs
 from task_offload.wire.messages import (
     VERSION,
+    Ending,
     EndingRange,
     Hello,
     Load,
@@ -94,6 +96,7 @@ class Reception:
         unix_clock: Callable[[], float] = time.time,
     ) -> None:
         self._spec = chain_spec(chain)
+        self._index = {name: index for index, name in enumerate(chain.names)}
         self._identity = identity
         self._behind = behind
         self._limits = limits
@@ -107,6 +110,8 @@ class Reception:
         self._dirty: set[CloudSession] = set()  # to be told something
         self._lock = threading.Lock()  # of `_dirty`, and of what other threads tell of sessions
         self._recorded_items = 0
+        self._costs_of_gone = CloudCosts()  # of sessions that are over
+        self._filtered: Counter[int] = Counter()  # on devices, by task
         self._connected = 0
         self._taking = True
         self._capacity = Capacity(clock())
@@ -143,6 +148,13 @@ class Reception:
     def in_work(self) -> bool:
         """Whether there are items that were taken in and are not recorded."""
         return any(each.unfinished for each in list(self.sessions.values()))
+
+    def cpu_if_all_were_sent_s(self) -> float | None:
+        """What the cloud would have spent if devices ran the first task only. Call it after `close`."""
+        costs = CloudCosts()
+        for each in (self._costs_of_gone, *(session.costs for session in self.sessions.values())):
+            costs.enter(each)
+        return costs.if_all_were_sent_s(self._filtered, len(self._index))
 
     def start(self) -> None:
         """Lets devices in."""
@@ -318,6 +330,8 @@ class Reception:
     def _take_endings(self, session: CloudSession, endings: EndingRange) -> None:
         known = max(0, min(endings.count, session.expected - endings.first))
         if not self._known(session, endings.first, endings.count):
+            if endings.ending is Ending.FILTERED and endings.detail in self._index:
+                self._filtered[self._index[endings.detail]] += endings.count - known
             self._behind.put_endings(Endings(session, endings.first + known, endings.count - known, endings))
 
     def _known(self, session: CloudSession, first: int, count: int) -> bool:
@@ -418,6 +432,7 @@ class Reception:
         """Nothing of a session stays but its books."""
         self.over.append(session.report())
         del self.over[:-MAX_REPORTED_SESSIONS]
+        self._costs_of_gone.enter(session.costs)
         self._behind.forget(session.lane)
         self.sessions.pop((session.device, bytes.fromhex(session.session)), None)
         self._by_record.pop((session.device, session.session), None)

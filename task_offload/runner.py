@@ -155,5 +155,7 @@ class TaskErrorLog:
             text = str(error)
         except Exception:
             text = "(its text cannot be made)"
-        line = " ".join(f"{name}: {type(error).__name__}: {text}".split())
+        if not hasattr(error, "kind"):  # an error of another process names its type itself
+            text = f"{type(error).__name__}: {text}"
+        line = " ".join(f"{name}: {text}".split())
         return line.encode("utf-8", "backslashreplace")[:DETAIL_BYTES].decode(errors="ignore")

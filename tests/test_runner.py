@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from task_offload.engines.remote import RemoteTaskError
 from task_offload.errors import SourceError
 from task_offload.picture import picture
 from task_offload.runner import Kind, Outcome, Runner, States, TaskErrorLog
@@ -196,6 +197,12 @@ def test_the_detail_is_one_short_line_that_can_travel(text: str) -> None:
     assert len(detail.encode()) <= 255
     assert "\n" not in detail
     assert "\r" not in detail
+
+
+def test_an_error_of_another_process_reads_as_it_would_here() -> None:
+    here, there = ValueError("no ball"), RemoteTaskError("ValueError:app.py:3", "ValueError: no ball", "Traceback ...")
+    details = [TaskErrorLog(("t", "u")).failed(Outcome(Kind.FAILED, 0, each, []), "pi", 0) for each in (here, there)]
+    assert details == ["t: ValueError: no ball"] * 2
 
 
 def test_an_error_without_a_text() -> None:

@@ -20,6 +20,10 @@ class CloudCosts:
         self._payloads: defaultdict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])  # items, busy ns
         self._queue_ns = 0
         self._queued = 0
+        self._told_tasks: defaultdict[int, list[int]] = defaultdict(
+            lambda: [0, 0]
+        )  # items, busy ns; before the last call
+        self._told_splits: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0])
         self.worker_busy_ns = 0
         self.main_busy_ns = 0
         self.cpu_ns = 0
@@ -72,10 +76,69 @@ class CloudCosts:
                     PayloadBusy(split, tag, n, ns // 1000) for (split, tag), (n, ns) in self._payloads.items()
                 ),
             )
+            self._take_over(self)
             self._tasks.clear()
             self._payloads.clear()
             self._queue_ns = self._queued = 0
             return costs
+
+    def enter(self, other: CloudCosts) -> None:
+        """Adds all that another session has cost."""
+        with self._lock, other._lock:
+            self._take_over(other)
+            for told, others in (
+                (self._told_tasks, other._told_tasks),
+                (self._told_splits, other._told_splits),
+            ):
+                for key, (items, busy_ns) in others.items():
+                    _add(told[key], items, busy_ns)
+            self.cpu_ns += other.cpu_ns
+
+    def _take_over(self, other: CloudCosts) -> None:
+        for task, (items, _, busy_ns) in other._tasks.items():
+            _add(self._told_tasks[task], items, busy_ns)
+        for (split, _), (items, busy_ns) in other._payloads.items():
+            _add(self._told_splits[split], items, busy_ns)
+
+    def if_all_were_sent_s(self, filtered: Mapping[int, int], tasks: int) -> float | None:
+        """CPU seconds of the cloud if devices had run nothing but the first task; None if that cannot be known yet.
+
+        Each task that an item went through, here or on its device, is taken at the mean of what the task takes here;
+        each payload at the mean of those that came after the first task; and what else an item costs as it is. So
+        every task must have run here, and some items must have come after the first one. Call it after `enter`.
+
+        Arguments:
+            filtered: items that ended on their device, by the index of the task that filtered them.
+            tasks: of the chain.
+        """
+        with self._lock:
+            went = [0] * tasks
+            for split, (items, _) in self._told_splits.items():
+                for task in range(1, split):
+                    went[task] += items
+            for last, items in filtered.items():
+                for task in range(1, last + 1):
+                    went[task] += items
+            busy_ns = 0.0
+            for task in range(1, tasks):
+                here, here_ns = self._told_tasks.get(task, (0, 0))
+                if went[task] and not here:
+                    return None
+                busy_ns += here_ns + (went[task] * here_ns / here if here else 0.0)
+            first, first_ns = self._told_splits.get(1, (0, 0))
+            came = sum(items for items, _ in self._told_splits.values())
+            if not first:
+                return None
+            payloads_ns = sum(ns for _, ns in self._told_splits.values())
+            tasks_ns = sum(ns for _, ns in self._told_tasks.values())
+            rest_ns = max(0, self.cpu_ns - payloads_ns - tasks_ns) / came
+            items = came + sum(filtered.values())
+            return (busy_ns + items * (first_ns / first + rest_ns)) / 1e9
+
+
+def _add(told: list[int], items: int, busy_ns: int) -> None:
+    told[0] += items
+    told[1] += busy_ns
 
 
 class Shares:

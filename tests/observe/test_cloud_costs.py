@@ -69,3 +69,37 @@ def test_costs_are_told_once() -> None:
     assert [(p.split, p.tag, p.items, p.busy_us) for p in told.payloads] == [(2, 7, 2, 6)]
     assert costs.cpu_ns == 14000 + 8000 + 3000 + 1000 + 2000
     assert costs.take(2.0, 0.5) is None
+
+
+MS = 1_000_000
+
+
+def came(costs: CloudCosts, split: int, busy_ms: list[int], last_ms: int | None, kind: Kind = Kind.CONTINUED) -> None:
+    """An item of a chain of four tasks: 1 ms for its payload at each split, 2 ms for what surrounds it."""
+    item = Item("device", "", 0, 0.0, split)
+    unit = Unit(Lane(), item, memoryview(b""), None, 0, None)
+    busy_ns = [ms * MS for ms in busy_ms]
+    outcome = Outcome(kind, split + len(busy_ms) - 1, (), busy_ns)
+    done = Done(unit, outcome, 1 * MS, 0, 1 * MS + sum(busy_ns))
+    costs.add(done, None if last_ms is None else last_ms * MS, ((last_ms or 0) + 2) * MS)
+
+
+def test_what_sending_everything_would_have_cost() -> None:
+    costs, other, everything = CloudCosts(), CloudCosts(), CloudCosts()
+    came(costs, 1, [10, 20], 5)
+    costs.take(1.0, 1.0)
+    came(costs, 1, [14], None, Kind.FILTERED)
+    for _ in range(3):
+        came(other, 3, [], 5)
+    everything.enter(costs)
+    everything.enter(other)
+    # Five items came and two were filtered by their devices' third task: seven payloads and surroundings of 3 ms, the
+    # second task seven times, the third one six times, the last one four times.
+    assert everything.if_all_were_sent_s({2: 2}, 4) == pytest.approx((7 * 3 + 7 * 12 + 6 * 20 + 4 * 5) / 1e3)
+
+
+def test_what_never_ran_here_has_no_known_cost() -> None:
+    costs, everything = CloudCosts(), CloudCosts()
+    came(costs, 3, [], 5)
+    everything.enter(costs)
+    assert everything.if_all_were_sent_s({}, 4) is None
