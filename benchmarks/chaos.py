@@ -157,11 +157,13 @@ class CloudProcess:
     def workers(self) -> list[psutil.Process]:
         """Processes that run units, where the engine has some."""
         assert self.popen is not None
-        try:
-            children = psutil.Process(self.popen.pid).children(recursive=True)
-            return [each for each in children if "spawn_main" in " ".join(each.cmdline())]
-        except psutil.Error:  # it is just ending
-            return []
+        found = []
+        with contextlib.suppress(psutil.NoSuchProcess):  # it is just ending
+            for each in psutil.Process(self.popen.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if "spawn_main" in " ".join(each.cmdline()):
+                        found.append(each)
+        return found
 
     def stop(self) -> int:
         assert self.popen is not None

@@ -17,8 +17,8 @@ and a worker of `processes` and `dask` is killed with -9. Exit status 1 if
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
-import signal
 import sqlite3
 import tempfile
 import time
@@ -114,32 +114,26 @@ class Side:
         if now >= self._kill_at:
             self._kill_at = now + KILL_EVERY_S
             self._kill_worker()
-        self.looks.append((self.process.memory_info().rss, sum(each.rss for each in self._workers_memory())))
+        self.looks.append((self.process.memory_info().rss, sum(each[2] for each in self._children())))
 
     def _over(self, device: Device) -> None:
         self.gone.append(device)
         self._names.append(device.name)
         self._fleet.devices.remove(device)
 
-    def _workers(self) -> list[psutil.Process]:
-        """Processes that run units."""
-        return [
-            each for each in self.process.children(recursive=True) if any("spawn_main" in w for w in each.cmdline())
-        ]
-
-    def _workers_memory(self) -> list[psutil._pslinux.pmem]:
+    def _children(self) -> list[tuple[psutil.Process, str, int]]:
+        """The coordinator's processes, with their command and memory; without those that are just ending."""
         found = []
         for each in self.process.children(recursive=True):
-            try:
-                found.append(each.memory_info())
-            except psutil.NoSuchProcess:
-                pass
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append((each, " ".join(each.cmdline()), each.memory_info().rss))
         return found
 
     def _kill_worker(self) -> None:
-        if workers := self._workers():
-            self._random.choice(workers).send_signal(signal.SIGKILL)
-            self.events["workers killed"] += 1
+        if workers := [each for each, command, _ in self._children() if "spawn_main" in command]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._random.choice(workers).kill()
+                self.events["workers killed"] += 1
 
     def bring_to_an_end(self) -> None:
         """Lets all come back; they leave with the others."""
