@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.apps import expected_of_counter
 from tests.support.processes import Lab, check_order
+from tests.support.shared_memory import left_of, mapped_by
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
@@ -37,9 +37,11 @@ def test_processes_give_the_same_results_and_end_with_their_server(lab: Lab, end
 
 
 def test_workers_end_when_their_server_is_killed(lab: Lab) -> None:
-    shared = set(Path("/dev/shm").glob("psm_*"))
-    server = lab.server("counter", "--no-tls", "--engine", "processes", "--workers", "2")
+    server = lab.server("typed", "--no-tls", "--engine", "processes", "--workers", "2")
     children = psutil.Process(server.pid).children(recursive=True)
+    lab.device("typed", "1", "--no-tls", port=server.port).finish()
+    shared = mapped_by(psutil.Process(server.pid))
+    assert shared
     server.kill()
     assert psutil.wait_procs(children, timeout=20)[1] == []
-    assert set(Path("/dev/shm").glob("psm_*")) <= shared
+    assert left_of(shared) == set()

@@ -22,6 +22,7 @@ from task_offload.task import Item, load_app
 from task_offload.wire.codec import Encoder
 from task_offload.wire.outbox import padded_body
 from tests.engines import deeds
+from tests.support.shared_memory import left_of, mapped_by
 
 PATIENCE_S = 100.0  # a worker of a Dask cluster takes seconds to start again, more on a busy machine
 pytestmark = pytest.mark.filterwarnings("ignore:Creating scratch directories")  # of Dask, on a busy machine
@@ -250,14 +251,16 @@ def test_nothing_is_left_behind(name: str) -> None:
     if name == "dask":
         pytest.importorskip("distributed")
     gc.collect()
-    threads, shared = threading.active_count(), set(Path("/dev/shm").glob("psm_*"))
+    threads, others = threading.active_count(), mapped_by(psutil.Process())
     before = set(psutil.Process().children(recursive=True))
     bench = Bench(name)
     bench.values(*[("large", 100_000)] * 4)
+    shared = mapped_by(psutil.Process()) - others
+    assert bool(shared) == (name == "processes")
     bench.engine.close()
     _, alive = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=5)
     assert [child for child in alive if "resource_tracker" not in "".join(child.cmdline())] == []
-    assert set(Path("/dev/shm").glob("psm_*")) <= shared
+    assert left_of(shared) == set()
     if name != "dask":  # whose loop has a pool of threads for the process
         assert threading.active_count() == threads
 
