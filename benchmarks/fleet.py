@@ -175,6 +175,8 @@ def row(name: str, runs: Sequence[Result]) -> tuple[Any, ...]:
     def middle(column: str) -> float:
         return median(getattr(each, column) for each in runs)
 
+    if not middle("p50_ms"):  # the forerunner acknowledges nothing
+        return name, middle("rate"), middle("cpu_us"), middle("by_cpu"), *["-"] * 5
     idle, busy = (median(each.device_kb[i] for each in runs) for i in (0, 1))
     return (
         name, middle("rate"), middle("cpu_us"), middle("by_cpu"), f"{middle('p50_ms'):.1f}",

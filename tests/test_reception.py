@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from task_offload.reception import FORGET_AFTER_S
+from task_offload.reception import COSTS_EVERY_S, FORGET_AFTER_S, FULL_COME_BACK_S
 from task_offload.wire.messages import Costs, Kind, Load, Refusal, bye
 from tests.support.peers import Peer, hello, item
 from tests.support.worlds import SESSION, World, ended, totals, worlds
@@ -80,6 +80,39 @@ def test_a_newer_session_of_a_device_wins_while_it_is_there(make: Callable[..., 
     with back:
         back.send(item(0, 2, 1, 1))
         totals(back, 1)
+
+
+def test_a_full_cloud_tells_new_devices_when_to_come_back_and_keeps_those_it_has(
+    make: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("task_offload.reception.MAX_DEVICES", 2)
+    world = make()
+    first, _ = world.connect(device="first")
+    second, _ = world.connect(device="second")
+    with first, second:
+        third = Peer(world.cloud.port)
+        with third:
+            third.send(hello(world.chain, "third", os.urandom(16)).encode())
+            refusal = third.refusal()
+        assert (refusal.code, refusal.retry_after_s) == (Refusal.BUSY, FULL_COME_BACK_S)
+        assert "2 devices are connected" in refusal.message
+        again, _ = world.connect(device="first")  # its session is known
+        with again:
+            again.send(item(0, 2, 1, 1))
+            totals(again, 1)
+        second.send(item(0, 2, 1, 1))
+        totals(second, 1)
+    assert world.cloud.reception.rejected["busy"] == 1
+
+
+def test_costs_are_told_with_an_ack_where_they_are_due(make: Callable[..., World]) -> None:
+    world = make()
+    peer, _ = world.connect()
+    with peer:
+        world.now += COSTS_EVERY_S
+        peer.send(item(0, 2, 1, 1))
+        assert Costs.decode(peer.until(Kind.COSTS).head).queued == 1
+        totals(peer, 1)
 
 
 def test_costs_are_told(make: Callable[..., World]) -> None:
