@@ -246,7 +246,8 @@ class SimulatedDevice:
             size_bytes = t.size_bytes * size_noise
             here[2] += size_noise
             self._ready_s = max(done, self._ready_s)  # items leave in order
-            send = max(self._ready_s, self._link_free, acks[0])
+            handed = max(self._ready_s, acks[0])  # to the system, whose queue is a part of the round trip
+            send = max(handed, self._link_free)
             cores[core] = max(done, sends[0])  # no room behind: the core waits with its item
             sends.append(send)
             sent = line.end(send, size_bytes)
@@ -267,15 +268,15 @@ class SimulatedDevice:
                 worked = self._main_free
                 cloud_s += costs.cloud_s[last] * cloud_noise
             acked = max(worked + COMMIT_S + half_trip_s, self._acked_s)
+            self._busy(max(handed, self._acked_s), acked)
             self._acked_s = acked
             acks.append(acked)
             end = self._finish(acked, acked - captured_at)
             end.acked += 1
             end.acked_bytes += size_bytes
-            end.rtt_s += acked - send
+            end.rtt_s += acked - handed
             end.queue_s += taken - arrived
             end.cloud_s += cloud_s
-            begin.link_s += sent - send
             if size_bytes >= TRAIN_BYTES:
                 end.transfer_bytes += size_bytes
                 end.transfer_s += sent - send
@@ -284,6 +285,14 @@ class SimulatedDevice:
                 there = end.there[route, filtered_by] = [0, 0.0]
             there[0] += 1
             there[1] += cloud_noise
+
+    def _busy(self, begin_s: float, end_s: float) -> None:
+        """Something was on its way."""
+        interval_s = self.interval_s
+        for tick in range(int(begin_s / interval_s), int(end_s / interval_s) + 1):
+            overlap_s = min(end_s, (tick + 1) * interval_s) - max(begin_s, tick * interval_s)
+            if overlap_s > 0:
+                self._at((tick + 0.5) * interval_s).link_s += overlap_s
 
     def _finish(self, second: float, latency_s: float) -> Interval:
         interval = self._at(second)
@@ -327,7 +336,10 @@ class SimulatedDevice:
             cost[4] += costs.payloads[key].decode_s * noise
         use = interval.device_s / (self.interval_s * self.world.cores)
         crowd = min(max((use - CROWDED) / (1.0 - CROWDED), 0.0), 1.0)
-        if crowd:  # the capture thread and the workers wait for each other's core, and the clock runs on
+        if crowd and not self.world.live:
+            # The capture thread and the workers wait for each other's core, and the clock runs on. (Of a live source,
+            # which waits for its sensor, the CPU time counts.) The more cores, the less they meet.
+            crowd /= self.world.cores
             device_s[0] *= 1.0 + crowd
             rest = max(interval.device_s - interval.capture_s, 1e-9)
             for i in range(1, tasks):
@@ -347,9 +359,7 @@ class SimulatedDevice:
             cloud=tuple(map(TaskCost, cloud_items, cloud_s, cloud_out)),
             payloads={key: PayloadCost(int(c[0]), int(c[1]), c[2], int(c[3]), c[4]) for key, c in sent.items()},
             acked_bytes=int(interval.acked_bytes),
-            link_busy_s=max(
-                min(interval.link_s, self.interval_s), min(self.interval_s, self._link_free - now_s + self.interval_s)
-            ),
+            link_busy_s=min(interval.link_s, self.interval_s),
             rtt_s=interval.rtt_s / interval.acked if interval.acked else None,
             acked=interval.acked,
             queue_s=interval.queue_s / interval.acked if interval.acked else 0.0,
