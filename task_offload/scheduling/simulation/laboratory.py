@@ -67,7 +67,7 @@ class Window:
         cloud_s: cloud CPU seconds for each finished item.
         oracle_s: the same of the cheapest feasible mix; None where the target cannot be met.
         single_s: the same of the cheapest feasible single split.
-        fastest_fps: throughput of the fastest choice, the source's rate at most.
+        fastest_fps: throughput of the fastest choice from one interval to the next, the source's rate at most.
         all_cloud_s: the same when all that may is offloaded.
         shares, codec: in force at its end.
         link_mbit: the link's mean rate.
@@ -123,6 +123,10 @@ class Recorder:
         cloud_s = sum(each.cloud_s for each in self._intervals)
         rate = sum(each.link_bytes_per_s for each in self._costs) / len(self._costs)
         possible = self._best(replace(costs, link_bytes_per_s=rate))
+        # What a link that is dead for a second does not carry then, no knowledge of it carries before or after.
+        fastest_fps = sum(min(self._best(each).fastest.capacity_fps, each.source_rate) for each in self._costs)
+        fastest_fps /= len(self._costs)
+        can = possible.mix is not None and fastest_fps >= self.run.world.target_fps
         latencies = sorted(latency for each in self._intervals for latency in each.latencies)
         self.run.latencies_s += latencies
         self.run.items += finished
@@ -131,9 +135,9 @@ class Recorder:
                 second=second,
                 fps=finished / (WINDOW_INTERVALS * INTERVAL_S),
                 cloud_s=cloud_s / finished if finished else 0.0,
-                oracle_s=possible.mix.cloud_s if possible.mix is not None else None,
-                single_s=possible.single.cloud_s if possible.single is not None else None,
-                fastest_fps=min(possible.fastest.capacity_fps, costs.source_rate),
+                oracle_s=possible.mix.cloud_s if can and possible.mix is not None else None,
+                single_s=possible.single.cloud_s if can and possible.single is not None else None,
+                fastest_fps=fastest_fps,
                 all_cloud_s=possible.all_cloud_s,
                 shares=dict(decision.shares),
                 codec=decision.codec or "none",
