@@ -3,6 +3,7 @@
     python3 benchmarks/scheduler.py                      every world, a table for each scheduler
     python3 benchmarks/scheduler.py --seeds 5 --plots out   more luck, and plots (needs matplotlib)
     python3 benchmarks/scheduler.py --worlds link --all     worlds by name, and every fixed split
+    python3 benchmarks/scheduler.py --worlds drawn --drawn 40   only worlds drawn at random, which nobody tuned on
 
 Links are replayed from the CSV files of seconds and Mbit/s in --traces; where there are none, look-alikes serve.
 """
@@ -22,16 +23,19 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from task_offload.scheduling.observation import Decision, Observation, Policy
 from task_offload.scheduling.simulation import laboratory
+from task_offload.scheduling.simulation.drawn import draw
 from task_offload.scheduling.simulation.laboratory import Run, Score
 from task_offload.scheduling.simulation.worlds import SYNTHETIC, Steps, World, always, worlds
 
 TRACES = Path(__file__).resolve().parents[2] / "shared" / "lab" / "traces"
 SCHEDULERS = ("model", "two-way step", "one-way step", "least latency", "all-cloud", "all-local")
+README_TIMELINE = "traffic, device is shared"
 TIMELINES = ("link falls to a fifth", "traffic, device is shared", "verizon x3, traffic")
 
 
@@ -167,8 +171,8 @@ def print_worlds(rows: Sequence[tuple[World, str, Score, float, int, float]]) ->
 
 
 def print_hindsight(rows: Sequence[tuple[World, str, Score, float, int, float]]) -> None:
-    """Whether a fixed split that nobody could have known before would have done as well for less."""
-    print("\nfixed splits that met the target as often as the model and cost less cloud CPU, best in hindsight:")
+    """Whether a baseline, or a fixed split that nobody could have known before, would have done as well for less."""
+    print("\nbaselines that met the target as often as the model and cost less cloud CPU, best in hindsight:")
     by_world: dict[str, dict[str, list[Score]]] = defaultdict(lambda: defaultdict(list))
     for world, name, score, *_ in rows:
         by_world[world.name][name].append(score)
@@ -181,7 +185,7 @@ def print_hindsight(rows: Sequence[tuple[World, str, Score, float, int, float]])
         if not any(score.feasible for score in by_name["model"]):
             continue
         met, cost = total(by_name["model"])
-        better = [(total(s)[1] / cost, n) for n, s in by_name.items() if n.startswith("fixed") and total(s)[0] >= met]
+        better = [(total(s)[1] / cost, n) for n, s in by_name.items() if n != "model" and total(s)[0] >= met]
         if better and min(better)[0] < 1.0:
             none = False
             print(f"  {world_name}: {min(better)[1]} at {min(better)[0]:.2f} of the model's cost")
@@ -206,49 +210,53 @@ def print_fleet(devices: int, seed: int) -> None:
     )
 
 
-def plot_timeline(world: World, folder: Path, seed: int) -> Path:
-    """FPS, splits, link and cost over time in one world: the model beside the two-way step scheduler."""
+BLUE, ORANGE, GREY = "#1f5fa8", "#e08214", "#777777"
+COLOURS = dict(zip(SCHEDULERS, (BLUE, ORANGE, "#b2182b", "#5aae61", GREY, "#9970ab"), strict=True))
+
+
+def pyplot() -> Any:
+    """matplotlib's, without a window."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    runs = {name: run_one(world, name, seed)[0] for name in ("model", "two-way step")}
-    model, step = runs["model"], runs["two-way step"]
+    return plt
+
+
+def draw_timeline(axes: Sequence[Any], world: World, seed: int) -> None:
+    """FPS, splits, link and cost over time in one world: the model beside the two-way step scheduler."""
+    model, step = (run_one(world, name, seed)[0] for name in ("model", "two-way step"))
     seconds = [window.second - 2.5 for window in model.windows]
-    figure, axes = plt.subplots(4, 1, figsize=(10, 9), sharex=True, layout="constrained", height_ratios=(3, 3, 1.4, 3))
-    blue, orange, grey = "#1f5fa8", "#e08214", "#777777"
-    top = axes[0]
+    top, middle, third, bottom = axes
     top.axhline(world.target_fps, color="black", linewidth=1, linestyle="--", label=f"target, {world.target_fps:g} FPS")
-    top.plot(seconds, [w.fps for w in step.windows], color=orange, linewidth=1.2, label="two-way step scheduler")
-    top.plot(seconds, [w.fps for w in model.windows], color=blue, linewidth=1.8, label="this scheduler")
+    top.plot(seconds, [w.fps for w in step.windows], color=ORANGE, linewidth=1.2, label="two-way step scheduler")
+    top.plot(seconds, [w.fps for w in model.windows], color=BLUE, linewidth=1.8, label="this scheduler")
     top.set_ylabel("FPS")
     top.set_ylim(0, 1.35 * max(world.target_fps, max(w.fps for w in model.windows)))
     splits = sorted({split for window in model.windows for split in window.shares})
-    shades = plt.get_cmap("viridis_r")
+    shades = pyplot().get_cmap("viridis_r")
     shares = [[window.shares.get(split, 0.0) for window in model.windows] for split in splits]
-    colours = [shades(0.1 + 0.8 * i / max(1, len(splits) - 1)) for i in range(len(splits))]
     names = world.chain.names
-    axes[1].stackplot(
-        seconds, shares, colors=colours, step="mid",
+    middle.stackplot(
+        seconds, shares, step="mid",
+        colors=[shades(0.1 + 0.8 * i / max(1, len(splits) - 1)) for i in range(len(splits))],
         labels=[f"split {split}: device runs up to {names[split - 1]}" for split in splits],
     )  # fmt: skip
-    axes[1].set_ylabel("share of the items")
-    axes[1].set_ylim(0, 1)
-    axes[2].plot(seconds, [w.link_mbit for w in model.windows], color=grey, label="what the link carries")
-    axes[2].set_ylabel("Mbit/s")
-    axes[2].set_ylim(bottom=0)
-    bottom = axes[3]
+    middle.set_ylabel("share of\nthe items")
+    middle.set_ylim(0, 1)
+    third.plot(seconds, [w.link_mbit for w in model.windows], color=GREY, label="what the link carries")
+    third.set_ylabel("Mbit/s")
+    third.set_ylim(bottom=0)
+    everything = [1e3 * w.all_cloud_s for w in model.windows]
+    bottom.plot(seconds, everything, color=GREY, linewidth=1, label="everything in the cloud")
     bottom.plot(
-        seconds, [1e3 * w.all_cloud_s for w in model.windows], color=grey, linewidth=1, label="everything in the cloud"
-    )
-    bottom.plot(
-        seconds, [1e3 * w.cloud_s for w in step.windows], color=orange, linewidth=1.2, label="two-way step scheduler"
+        seconds, [1e3 * w.cloud_s for w in step.windows], color=ORANGE, linewidth=1.2, label="two-way step scheduler"
     )
     oracle = [math.nan if w.oracle_s is None else 1e3 * w.oracle_s for w in model.windows]
     bottom.plot(seconds, oracle, color="black", linewidth=1.2, linestyle="--", label="least possible (oracle)")
-    bottom.plot(seconds, [1e3 * w.cloud_s for w in model.windows], color=blue, linewidth=1.8, label="this scheduler")
-    bottom.set_ylabel("cloud CPU, ms an item")
+    bottom.plot(seconds, [1e3 * w.cloud_s for w in model.windows], color=BLUE, linewidth=1.8, label="this scheduler")
+    bottom.set_ylabel("cloud CPU,\nms an item")
     bottom.set_ylim(bottom=0)
     bottom.set_xlabel("seconds")
     for change, words in world.changes:
@@ -260,40 +268,30 @@ def plot_timeline(world: World, folder: Path, seed: int) -> Path:
             axis.axvline(change, color="black", linewidth=0.6, alpha=0.4)
         axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(
-        f"{world.name}: meet {world.target_fps:g} FPS with the least cloud work (windows of 5 s)", fontsize=12
+    top.set_title(
+        f"{world.name}: meet {world.target_fps:g} FPS with the least cloud work (windows of 5 s)", fontsize=11
     )
-    path = folder / f"timeline-{world.name.replace(',', '').replace(' ', '-')}.png"
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
 
 
-def plot_summary(rows: Sequence[tuple[World, str, Score, float, int, float]], folder: Path) -> Path:
+def draw_summary(axis: Any, rows: Sequence[tuple[World, str, Score, float, int, float]]) -> None:
     """Target met against cloud cost, each scheduler over all worlds; each world a dot behind it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
     grouped: dict[str, list[tuple[World, str, Score, float, int, float]]] = defaultdict(list)
     for row in rows:
         if row[1] in SCHEDULERS:
             grouped[row[1]].append(row)
-    colours = dict(zip(SCHEDULERS, ("#1f5fa8", "#e08214", "#b2182b", "#5aae61", "#777777", "#9970ab"), strict=True))
     for name, group in grouped.items():
         feasible = [score for _, _, score, *_ in group if score.feasible]
         axis.scatter(
             [score.cloud_s / score.all_cloud_s for score in feasible], [100 * score.met_share for score in feasible],
-            color=colours[name], s=12, alpha=0.3, linewidths=0,
+            color=COLOURS[name], s=12, alpha=0.3, linewidths=0,
         )  # fmt: skip
         each = summary(group)
-        axis.scatter(each["cost_share"], 100 * each["met"], color=colours[name], s=130, edgecolors="black", zorder=3)
+        axis.scatter(each["cost_share"], 100 * each["met"], color=COLOURS[name], s=130, edgecolors="black", zorder=3)
+        right = each["cost_share"] > 0.8  # the label would leave the picture
         axis.annotate(
             "this scheduler" if name == "model" else name, (each["cost_share"], 100 * each["met"]),
-            xytext=(9, 7), textcoords="offset points", fontsize=10, zorder=4,
-            weight="bold" if name == "model" else "normal",
+            xytext=(-9 if right else 9, -14), textcoords="offset points", fontsize=10, zorder=4,
+            ha="right" if right else "left", weight="bold" if name == "model" else "normal",
         )  # fmt: skip
     feasible = [score for _, _, score, *_ in grouped["model"] if score.feasible]
     oracle = statistics.fmean(score.oracle_s / score.all_cloud_s for score in feasible)
@@ -304,9 +302,40 @@ def plot_summary(rows: Sequence[tuple[World, str, Score, float, int, float]], fo
     axis.set_xlim(-0.03, 1.15)
     axis.set_ylim(-4, 108)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title("Large: mean over all worlds. Small: one world.", fontsize=11)
+    worlds_ = len({row[0].name for row in rows})
+    axis.set_title(f"Schedulers in {worlds_} simulated worlds. Large: mean over all. Small: one world.", fontsize=11)
+
+
+def plot_timeline(world: World, folder: Path, seed: int) -> Path:
+    plt = pyplot()
+    figure, axes = plt.subplots(4, 1, figsize=(10, 9), sharex=True, layout="constrained", height_ratios=(3, 3, 1.4, 3))
+    draw_timeline(axes, world, seed)
+    path = folder / f"timeline-{world.name.replace(',', '').replace(' ', '-')}.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def plot_summary(rows: Sequence[tuple[World, str, Score, float, int, float]], folder: Path) -> Path:
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    draw_summary(axis, rows)
     path = folder / "summary.png"
     figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def plot_readme(
+    rows: Sequence[tuple[World, str, Score, float, int, float]], world: World, path: Path, seed: int
+) -> Path:
+    """One world over time, and all of them below it."""
+    plt = pyplot()
+    figure = plt.figure(figsize=(10, 12), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(7, 5), hspace=0.04)
+    draw_timeline(above.subplots(4, 1, sharex=True, height_ratios=(3, 2, 1.2, 3)), world, seed)
+    draw_summary(below.subplots(), rows)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
     return path
 
@@ -319,6 +348,9 @@ def main() -> None:
     parser.add_argument("--traces", type=Path, default=TRACES, help="folder of CSV files: seconds,Mbit/s")
     parser.add_argument("--plots", type=Path, help="folder for plots")
     parser.add_argument("--json", type=Path, help="file for every score")
+    parser.add_argument("--drawn", type=int, default=0, metavar="COUNT", help="worlds drawn at random, too")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first of these and of all luck (default 0)")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="the README's picture, PNG or SVG")
     parser.add_argument("--fleet", type=int, default=0, help="devices on one cloud, as a further world")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     arguments = parser.parse_args()
@@ -326,11 +358,13 @@ def main() -> None:
     traces = load_traces(arguments.traces)
     if traces is None:
         print(f"no recorded links in {arguments.traces}; look-alikes are used")
-    chosen = [world for world in worlds(traces) if arguments.worlds in world.name]
+    known = [*worlds(traces), *(draw(arguments.first + i) for i in range(arguments.drawn))]
+    chosen = [world for world in known if arguments.worlds in world.name]
+    seeds = range(arguments.first, arguments.first + arguments.seeds)
     jobs = []
     for world in chosen:
         fixed = [name for name in laboratory.policies(world) if name.startswith("fixed")] if arguments.all else []
-        jobs += [(world, name, seed) for name in (*SCHEDULERS, *fixed) for seed in range(arguments.seeds)]
+        jobs += [(world, name, seed) for name in (*SCHEDULERS, *fixed) for seed in seeds]
     begin = time.perf_counter()
     with ProcessPoolExecutor(arguments.jobs) as pool:
         rows = list(pool.map(_job, jobs, chunksize=1))
@@ -343,7 +377,7 @@ def main() -> None:
     if arguments.all:
         print_hindsight(rows)
     if arguments.fleet:
-        print_fleet(arguments.fleet, 0)
+        print_fleet(arguments.fleet, arguments.first)
     if arguments.json:
         scores = [{"world": world.name, "scheduler": name, "cpu_s": cpu_s, "items": items, **asdict(score)}
                   for world, name, score, cpu_s, items, _ in rows]  # fmt: skip
@@ -353,7 +387,10 @@ def main() -> None:
         print(plot_summary(rows, arguments.plots))
         for world in chosen:
             if world.name in TIMELINES:
-                print(plot_timeline(world, arguments.plots, 0))
+                print(plot_timeline(world, arguments.plots, arguments.first))
+    if arguments.readme:
+        shown = next((world for world in chosen if world.name == README_TIMELINE), chosen[0])
+        print(plot_readme(rows, shown, arguments.readme, arguments.first))
 
 
 if __name__ == "__main__":
