@@ -43,6 +43,7 @@ LATE_SHARE, LATE_PACE = 0.05, 0.1  # of the items may be later than --max-latenc
 LATENCY_UP, LATENCY_DOWN, MOST_LATENCY_FACTOR = 1.02, 0.999, 3.0  # at each interval with more, or fewer, too late
 LEAST_FPS = 0.01  # a source that yields nothing for a while is not asked for nothing
 MIN_SHARE = 0.002  # of either split of a mix
+LOSSY = "jpeg:90"  # what a link that is too slow for all lossless payloads would need
 LINK_MATTERS = 0.5  # of its busiest resource's use, an option's use of the link
 HOPE = 0.9  # of its uncertainty, a cost may turn out to be lower
 LEARN = 0.03  # of a difference between prediction and throughput, at each interval
@@ -401,6 +402,9 @@ class ModelPolicy:
         elif new.capacity_fps < ENOUGH * demand_fps:
             wanted = f"no split reaches {demand_fps:.4g} FPS, this" if math.isfinite(demand_fps) else "this"
             parts.append(f"{wanted} one is fastest; the limit is the {new.limit}")
+            lossy_fps = self._lossy_fps(new)
+            if lossy_fps > (1.0 + GAIN) * new.capacity_fps:
+                parts.append(f"--codec {LOSSY}, which changes images, would give up to {lossy_fps:.3g}")
         elif why == "need" and old.limit == "device":
             parts.append(
                 f"the device needs {device_ms:.3g} ms an item, {demand_fps:.4g} FPS allow {1e3 / demand_fps:.3g}"
@@ -413,6 +417,13 @@ class ModelPolicy:
             link = new.use_s[cost_model.LINK] * min(demand_fps, new.capacity_fps)
             parts.append(f"link {link:.0%}")
         return "; ".join(parts)
+
+    def _lossy_fps(self, new: Choice) -> float:
+        """Throughput if payloads were images and sent as JPEG, where the link matters and JPEG is not in use."""
+        if new.use_s[cost_model.LINK] < LINK_MATTERS * max(new.use_s) or new.codec.startswith("jpeg"):
+            return 0.0
+        known = self._cautious(self._estimates.known([(split, LOSSY) for split in self._goal.splits]))
+        return min(cost_model.fastest(cost_model.options(known.costs)).capacity_fps, known.costs.source_rate)
 
 
 def _mean_split(choice: Choice) -> float:
