@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
@@ -105,7 +105,19 @@ class Cloud:
         self._process.communicate()
 
 
-def carry(cloud: Cloud, loads: Sequence[Load], seconds: float, warm_up_s: float = 1.0) -> tuple[Result, Found]:
+class Carrier(Protocol):
+    """What `carry` asks of a server."""
+
+    port: int
+
+    def cpu_s(self) -> float:
+        """CPU seconds that its processes have used."""
+
+    def memory_bytes(self) -> int:
+        """What it has in memory."""
+
+
+def carry(cloud: Carrier, loads: Sequence[Load], seconds: float, warm_up_s: float = 1.0) -> tuple[Result, Found]:
     """One run: connects the devices, lets them send, and lets them leave."""
     count = sum(load.devices for load in loads)
     before_bytes = cloud.memory_bytes()
