@@ -23,7 +23,9 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,6 +86,9 @@ class Cloud:
                 break
         else:
             raise SystemExit("the cloud did not start")
+        # A server that cannot write its log stands still, so somebody must read it.
+        self._reader = threading.Thread(target=deque, args=(self._process.stderr, 0), daemon=True)
+        self._reader.start()
         self.pid = self._process.pid
         self._all = psutil.Process(self.pid)
         for each in self._processes():
@@ -102,7 +107,10 @@ class Cloud:
 
     def close(self) -> None:
         self._process.terminate()
-        self._process.communicate()
+        self._process.wait()
+        self._reader.join()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
 
 
 class Carrier(Protocol):
