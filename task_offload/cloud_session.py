@@ -42,7 +42,7 @@ class CloudSession:
         self.recorded_bytes = 0  # those that are recorded
         self.pending: dict[int, Done | Endings] = {}  # guarded by the finisher's lock
         self.next_sequence = books.watermark  # the next sequence to hand to the last task; guarded likewise
-        self.frame: Any = None  # what a task published last
+        self.frame: Any = None  # what a task published last, while the device is connected
 
     @property
     def unacked_bytes(self) -> int:

@@ -173,7 +173,7 @@ class Finisher:
             self._running = item, self._clock()
             outcome = self._runner.run(item, session.lane.states, done.outcome.value, self._last, self._last + 1)
             self._running = None
-        if item.published is not None:
+        if item.published is not None and session.connection is not None:  # who is away may never come back
             session.frame = item.published
         return outcome
 

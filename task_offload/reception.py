@@ -418,7 +418,7 @@ class Reception:
         session: CloudSession = connection.session
         if session.connection is not connection:
             return
-        session.connection = None
+        session.connection = session.frame = None
         session.last_seen = self._clock()
         if session.bye is None or session.totals.next_sequence < session.bye:
             log.info("device %s is away: %s", session.device, reason)
