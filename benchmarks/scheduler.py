@@ -17,6 +17,7 @@ import math
 import os
 import statistics
 import sys
+import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -233,7 +234,7 @@ def draw_timeline(axes: Sequence[Any], world: World, seed: int) -> None:
     top.plot(seconds, [w.fps for w in step.windows], color=ORANGE, linewidth=1.2, label="two-way step scheduler")
     top.plot(seconds, [w.fps for w in model.windows], color=BLUE, linewidth=1.8, label="this scheduler")
     top.set_ylabel("FPS")
-    top.set_ylim(0, 1.35 * max(world.target_fps, max(w.fps for w in model.windows)))
+    top.set_ylim(0, 1.35 * max(world.target_fps, *(w.fps for run in (model, step) for w in run.windows)))
     splits = sorted({split for window in model.windows for split in window.shares})
     shades = pyplot().get_cmap("viridis_r")
     shares = [[window.shares.get(split, 0.0) for window in model.windows] for split in splits]
@@ -261,8 +262,9 @@ def draw_timeline(axes: Sequence[Any], world: World, seed: int) -> None:
     bottom.set_xlabel("seconds")
     for change, words in world.changes:
         top.text(
-            change + 0.005 * world.duration_s, 0.97, words, transform=top.get_xaxis_transform(), va="top", fontsize=8
-        )
+            change + 0.005 * world.duration_s, 0.98, textwrap.fill(words, 24),
+            transform=top.get_xaxis_transform(), va="top", fontsize=8,
+        )  # fmt: skip
     for axis in axes:
         for change in world.changes_s:
             axis.axvline(change, color="black", linewidth=0.6, alpha=0.4)
