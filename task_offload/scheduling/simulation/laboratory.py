@@ -71,7 +71,7 @@ class Window:
         all_cloud_s: the same when all that may is offloaded.
         shares, codec: in force at its end.
         link_mbit: the link's mean rate.
-        limit_s: 95th percentile of latency.
+        p95_s: 95th percentile of latency.
     """
 
     second: float
@@ -267,7 +267,7 @@ def judge(run: Run) -> Score:
     fastest = sum(window.fastest_fps for window in beyond)
     return Score(
         feasible=len(feasible),
-        met=sum(window.fps >= MEETS * world.target_fps for window in feasible),
+        met=sum(meets(window, world) for window in feasible),
         cloud_s=sum(window.cloud_s for window in feasible),
         oracle_s=sum(window.oracle_s or 0.0 for window in feasible),
         single_s=sum(window.single_s or window.oracle_s or 0.0 for window in feasible),
@@ -306,11 +306,17 @@ def _flips(run: Run, switches: Sequence[tuple[float, tuple[frozenset[int], str |
     return sum(a[1] == c[1] and c[0] - b[0] < FLIP_S for a, b, c in zip(states, states[1:], states[2:], strict=False))
 
 
-def _good(window: Window, target_fps: float) -> bool:
+def meets(window: Window, world: World) -> bool:
+    """Whether throughput, and with `--max-latency` the latency of 19 items of 20, is as wanted."""
+    in_time = world.max_latency_s is None or window.p95_s <= world.max_latency_s
+    return in_time and window.fps >= MEETS * world.target_fps
+
+
+def _good(window: Window, world: World) -> bool:
     if window.oracle_s is None:
         return window.fps >= CONVERGED_FPS * window.fastest_fps
     allowed_s = max(CONVERGED_COST * window.oracle_s, window.oracle_s + CONVERGED_SLACK * window.all_cloud_s)
-    return window.fps >= MEETS * target_fps and window.cloud_s <= allowed_s
+    return meets(window, world) and window.cloud_s <= allowed_s
 
 
 def _converged(
@@ -319,7 +325,7 @@ def _converged(
     """After an event: how many switches, and how many windows, until the windows stay good."""
     after = [window for window in run.windows if window.second > event_s]
     for i in range(len(after) - CONVERGED_WINDOWS + 1):
-        if all(_good(window, run.world.target_fps) for window in after[i : i + CONVERGED_WINDOWS]):
+        if all(_good(window, run.world) for window in after[i : i + CONVERGED_WINDOWS]):
             begin_s = after[i].second - WINDOW_INTERVALS * INTERVAL_S
             return sum(event_s <= second <= begin_s + 1e-9 for second, _ in switches), i
     return math.inf, math.inf
