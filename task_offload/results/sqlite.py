@@ -245,7 +245,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _session_row(key: SessionKey, books: SessionBooks, now: float) -> tuple[Any, ...]:
-    dropped = json.dumps(dict(books.dropped), separators=(",", ":"))
+    dropped = json.dumps(dict(books.dropped), separators=(",", ":")) if books.dropped else "{}"
     return *key, books.watermark, books.completed, books.filtered, dropped, books.cloud_cpu_s, books.bytes_received, now
 
 
