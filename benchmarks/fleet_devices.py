@@ -216,10 +216,8 @@ class Fleet:
         )
 
     def leave(self) -> dict[str, int]:
-        """Waits for what is on its way, says goodbye, and closes. Returns refusals by code."""
+        """Says goodbye, waits until all that is on its way is acknowledged, and closes. Returns refusals by code."""
         ends_at = time.monotonic() + PATIENCE_S
-        while any(each.due_s and not each.closed for each in self.devices) and time.monotonic() < ends_at:
-            self._turn(0.05, False)
         for device in self.devices:
             if device.open and not device.closed:
                 self.say_goodbye(device)
