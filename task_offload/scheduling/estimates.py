@@ -270,7 +270,9 @@ class Estimates:
             and self.held(observation)
             and self._crowd < IDLE_CROWD
             and observation.link_busy_s > IDLE_CROWD * observation.interval_s
-        ):  # payloads too small to measure the link one by one, but the link was never idle and the device was
+            and _in_flight(observation) > IDLE_CROWD * observation.window
+        ):  # payloads too small to measure the link one by one, but the link was never idle and the device was.
+            # Over a long way something is always on it: only behind a slow link does the window fill.
             self.link.add(observation.acked_bytes, observation.link_busy_s, observation.interval_s, self.now_s)
 
     def _add_trip(self, observation: Observation) -> None:
@@ -389,6 +391,11 @@ class Estimates:
             if raw > TRAIN_BYTES:
                 slowness = min(slowness, means.encode.value / (raw * encode_s))
         return raw_bytes, slowness if math.isfinite(slowness) else 1.0
+
+
+def _in_flight(observation: Observation) -> float:
+    """Items that are sent and not acknowledged, on average (Little's law)."""
+    return observation.acked * (observation.rtt_s or 0.0) / observation.interval_s
 
 
 def _move_alike(moved: list[tuple[float, float]], stale: list[Mean]) -> None:

@@ -110,12 +110,15 @@ def test_a_link_that_nothing_large_crossed_is_no_limit() -> None:
 
 
 def test_small_payloads_tell_the_link_only_when_it_and_nothing_else_held_the_stream() -> None:
-    busy = {"acked_bytes": 100_000, "link_busy_s": 0.5}
+    busy = {"acked_bytes": 100_000, "link_busy_s": 0.5, "acked": 10, "rtt_s": 0.4, "window": 8}
     idle_device = (TaskCost(10, 0.01, 10), TaskCost(10, 0.02, 10), TaskCost())
     held = estimates(*(observation(i * 0.5, held_s=0.4, device=idle_device, **busy) for i in range(4)))
     assert held.link.bytes_per_s == pytest.approx(200_000)
     free = estimates(*(observation(i * 0.5, held_s=0.0, device=idle_device, **busy) for i in range(4)))
     assert free.link.bytes_per_s == math.inf
+    far = busy | {"window": 16}  # a window that is half full: the way is long, not slow
+    far_away = estimates(*(observation(i * 0.5, held_s=0.4, device=idle_device, **far) for i in range(4)))
+    assert far_away.link.bytes_per_s == math.inf
 
 
 def test_a_steady_link_that_falls_is_believed_at_once_and_a_restless_one_is_averaged() -> None:
