@@ -125,6 +125,7 @@ class CloudProcess:
         with socket.create_server(("127.0.0.1", 0)) as sock:
             self.port: int = sock.getsockname()[1]
         self.starts = 0
+        self.met_full_disk = False  # the store's disk was full at some time since it was started
 
     @property
     def running(self) -> bool:
@@ -141,6 +142,7 @@ class CloudProcess:
     def start(self) -> None:
         self.starts += 1
         lab = self._lab
+        self.met_full_disk = lab.disk.full
         argv = [
             sys.executable, str(ROOT / "cloud_server_coordinator.py"), "--app", APP, "--host", "127.0.0.1",
             "--port", str(self.port), "--state-dir", str(lab.folder / "state"),
@@ -338,7 +340,9 @@ class Chaos:
                     self.problems.append(f"{device.name} ended by itself with exit status {status}")
                 device.start()
         if self.cloud.popen is not None and not self.cloud.running and not self._cloud_is_down:
-            if self.disk.full:  # it says so and ends, and a service manager starts it again
+            # A server that meets a full disk at its start says so and ends; a service manager starts it again. By the
+            # time that this is seen the disk may be empty again.
+            if self.cloud.met_full_disk and self.cloud.popen.returncode == 1:
                 self._cloud_is_down = True
                 self._in(1.0, self._start_cloud)
                 return
@@ -409,6 +413,7 @@ class Chaos:
                 self.random.choice(found).kill()
         elif kind == "store full":
             self.disk.fill()
+            self.cloud.met_full_disk = True
             self._in(seconds, self.disk.empty)
         elif kind == "spool full" and device.disk is not None:
             device.disk.fill()

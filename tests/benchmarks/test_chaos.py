@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import chaos_app
-from benchmarks.chaos import Chaos, Run
+from benchmarks.chaos import Chaos, CloudProcess, Run
 
 Rows = list[tuple[int, str, str | None, Any]]
 
@@ -99,3 +101,22 @@ def test_what_was_safe_may_not_be_told_to_be_lost(chaos: Chaos) -> None:
     problems(chaos, Run("d", 0, "s", 20, None, 13, (14, 20)), found)
     problems(chaos, Run("d", 0, "s", 20, None, 3, (10, 20)), found)
     assert len(chaos.problems) == 2
+
+
+@pytest.mark.parametrize(
+    ("met_full_disk", "status", "wrong"), [(True, 1, 0), (False, 1, 1), (True, 2, 1), (True, 0, 1)]
+)
+def test_only_a_full_disk_may_end_a_server(chaos: Chaos, met_full_disk: bool, status: int, wrong: int) -> None:
+    """Whether it is still full when somebody looks, or not."""
+    chaos.devices, chaos._later = [], []
+    chaos.cloud = CloudProcess.__new__(CloudProcess)
+    chaos.cloud.met_full_disk = met_full_disk
+    chaos.cloud.popen = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({status})"])
+    chaos.cloud.popen.wait()
+    started: list[bool] = []
+    chaos._start_cloud = lambda: started.append(True)  # type: ignore[method-assign]
+    chaos._look_after()
+    assert len(chaos.problems) == wrong
+    for _, action in chaos._later:
+        action()
+    assert started
