@@ -119,8 +119,11 @@ _JPEG_START = b"\xff\xd8"
 _JPEG_END = b"\xff\xd9"
 _SEGMENT = struct.Struct(">BBH")
 _BASELINE = struct.Struct(">BHHB")  # bits of a sample, height, width, components
-_SOF0 = 0xC0
-_BEFORE_SOF0 = frozenset({0xE0, 0xDB, 0xC4, 0xDD})  # JFIF, quantisation, Huffman tables, restart interval
+_SOF0, _SOS = 0xC0, 0xDA
+_TABLES = frozenset({0xDB, 0xC4, 0xDD})  # quantisation, Huffman tables, restart interval
+_JFIF = 0xE0
+_HEADER_BYTES = 4096
+_OTHER_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # neither a stuffed byte nor a restart
 _MAX_SIDE = 65_500
 
 
@@ -150,12 +153,16 @@ def decode_jpeg(data: memoryview, shape: Shape, dtype: np.dtype[Any]) -> Array:
     """The picture of a JPEG. What it declares is compared with `shape` before anything is allocated.
 
     Raises:
-        ProtocolError: it is not a baseline JPEG of this shape, or OpenCV is not installed.
+        ProtocolError: it is not a baseline JPEG of this shape and one scan, or OpenCV is not installed.
     """
-    if dtype != np.uint8 or len(shape) not in (2, 3) or _jpeg_shape(bytes(data[:4096])) != shape:
+    if dtype != np.uint8 or len(shape) not in (2, 3):
         raise ProtocolError("a JPEG is not of the shape or dtype that its array table says")
+    scan = _jpeg_scan(bytes(data[:_HEADER_BYTES]), shape)
     if data[-2:] != _JPEG_END:
         raise ProtocolError("a JPEG has no end")
+    # Each further scan takes ten bytes, and a pass over the whole picture.
+    if _OTHER_MARKER.search(data[scan:-2]):
+        raise ProtocolError("a JPEG has more than one scan")
     cv2 = opencv(ProtocolError)
     flags = (cv2.IMREAD_COLOR if len(shape) == 3 else cv2.IMREAD_GRAYSCALE) | cv2.IMREAD_IGNORE_ORIENTATION
     image: Array | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -164,21 +171,34 @@ def decode_jpeg(data: memoryview, shape: Shape, dtype: np.dtype[Any]) -> Array:
     return image
 
 
-def _jpeg_shape(start: bytes) -> Shape | None:
-    """The shape that a JPEG declares; None if it is not one that `encode_jpeg` makes."""
-    if start[:2] != _JPEG_START:
-        return None
-    position = 2
-    while position + _SEGMENT.size + _BASELINE.size <= len(start):
+def _jpeg_scan(start: bytes, shape: Shape) -> int:
+    """Where the one scan of a JPEG begins, which has all components of the shape.
+
+    Raises:
+        ProtocolError: it is not of the shape, or not one that `encode_jpeg` makes.
+    """
+    found: Shape | None = None
+    kind: int
+    length: int
+    position = len(_JPEG_START)
+    while start[:2] == _JPEG_START and position + _SEGMENT.size + _BASELINE.size <= len(start):
         marker, kind, length = _SEGMENT.unpack_from(start, position)
-        if marker == 0xFF and kind == _SOF0:
-            bits, height, width, components = _BASELINE.unpack_from(start, position + _SEGMENT.size)
-            shape = {1: (height, width), 3: (height, width, 3)}.get(components)
-            return shape if bits == 8 else None
-        if marker != 0xFF or kind not in _BEFORE_SOF0 or length < 2:
-            return None
+        content = position + _SEGMENT.size
         position += 2 + length
-    return None
+        if marker != 0xFF or length < 2:
+            break
+        if kind == _SOS:
+            if found == shape and start[content] == (1 if len(shape) == 2 else 3):
+                return position
+            break
+        if kind == _SOF0 and found is None:
+            bits, height, width, components = _BASELINE.unpack_from(start, content)
+            found = {1: (height, width), 3: (height, width, 3)}.get(components) if bits == 8 else None
+            if found != shape:
+                break
+        elif kind not in _TABLES and (kind != _JFIF or found is not None):
+            break
+    raise ProtocolError("a JPEG is not of the shape that its array table says, or of a kind that does not travel")
 
 
 @lru_cache(maxsize=1)

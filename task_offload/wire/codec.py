@@ -11,7 +11,7 @@ import pickle
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -37,9 +37,13 @@ _TINY_BYTES = 512  # less is not worth compressing
 _SMALL_IN_ALL_BYTES = 256 * 1024  # beyond, small arrays go to the body too
 
 _PLAIN_HEADS = 64  # of items that are large arrays alone; the heads of one stream are mostly the same, and are kept
+_PLAIN_HEAD_BYTES = 1024  # a longer one is not worth its memory
 
 # First value of a persistent id that is a tuple. An id that is a number is an array of the table.
 _PICTURE, _SCALAR, _COMPLEX, _OBJECT, _FROZENSET = range(5)
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +120,8 @@ class Encoder:
         except Exception as error:
             raise PayloadError(f"arguments cannot travel: {type(error).__name__}: {error}") from error
         payload = table.payload(pickled)
-        if key is not None and table.raw and len(self._plain) < _PLAIN_HEADS:
-            self._plain[key] = Payload(payload.head, (), payload.size_bytes)
+        if key is not None and table.raw:
+            _keep(self._plain, key, payload.head, Payload(payload.head, (), payload.size_bytes))
         return payload
 
     def _pickle(self, args: tuple[Any, ...], table: _Table) -> bytes:
@@ -169,8 +173,8 @@ class Decoder:
             raise ProtocolError(f"a payload does not decode: {type(error).__name__}: {error}") from error
         if type(args) is not tuple:
             raise ProtocolError("the arguments of a payload are not a tuple")
-        if raw and len(self._plain) < _PLAIN_HEADS and list(map(id, map(_image, args))) == list(map(id, found)):
-            self._plain[head] = _Plain(args, body.nbytes)
+        if raw and list(map(id, map(_image, args))) == list(map(id, found)):
+            _keep(self._plain, head, head, _Plain(args, body.nbytes))
         return args
 
     def _read_head(self, head: bytes, body: memoryview) -> tuple[list[Array], bool, bytes]:
@@ -376,6 +380,14 @@ class _Table:
                 f"{limits.head_bytes} and {limits.body_bytes} are the limits; pass arrays instead of lists, or less"
             )
         return Payload(head, tuple(self._buffers), len(head) + self._body_bytes)
+
+
+def _keep(kept: dict[_Key, _Value], key: _Key, head: bytes, value: _Value) -> None:
+    """Keeps what a head means. Many heads of one peer take no memory, and no place from the others' for good."""
+    if len(head) <= _PLAIN_HEAD_BYTES:
+        if len(kept) >= _PLAIN_HEADS:
+            kept.clear()
+        kept[key] = value
 
 
 def _image(arg: Any) -> Any:

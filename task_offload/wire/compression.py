@@ -224,15 +224,20 @@ def _less_row_above(planes: Array) -> Array:
 
 
 _BLOCK = 16  # rows
+_NARROW_BYTES = 64  # of a row
 
 
 def _add_row_above(planes: Array) -> None:
     """The inverse of `_less_row_above`, in place.
 
-    A running sum over all rows takes as many steps as rows. In blocks, the first rows of all blocks are summed at
-    once, the second, and so on; then each block is raised by the last row before it.
+    NumPy's running sum takes long for each row; it serves narrow rows, of which a payload may have 64 million. Others
+    go in blocks: the first rows of all blocks are summed at once, the second, and so on; then each block is raised by
+    the last row before it.
     """
     rows = planes.shape[1]
+    if planes.shape[2] < _NARROW_BYTES:
+        np.add.accumulate(planes, axis=1, dtype=np.uint8, out=planes)
+        return
     for row in range(1, min(_BLOCK, rows)):
         of_all_blocks = planes[:, row::_BLOCK]
         of_all_blocks += planes[:, row - 1 :: _BLOCK][:, : of_all_blocks.shape[1]]

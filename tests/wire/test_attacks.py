@@ -6,6 +6,7 @@ import operator
 import os
 import pickle
 import struct
+import sys
 import tracemalloc
 from collections import OrderedDict, deque
 from dataclasses import dataclass
@@ -367,6 +368,26 @@ def test_an_array_that_did_not_come_is_not_made():
         refused(head_of(pickled(index + b"Q\x85"), entry(), 1), bytes(64))
 
 
+def test_many_heads_of_one_peer_take_no_memory_and_no_place():
+    """A decoder keeps what the heads of arrays alone mean, for all devices."""
+    decoder = Decoder()
+    tracemalloc.start()
+    try:
+        for extra in range(20):
+            count = 1000 + extra
+            pids = with_pids(tuple(Pid(number) for number in range(count)))
+            table = entry(shape=(64,), size=64) * count
+            assert len(decoder.decode(head_of(pids, table, count), memoryview(bytearray(64 * count)))) == count
+        left_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert left_bytes < 1 << 20
+    for size in range(1, 100):
+        decoder.decode(head_of(FIRST, entry(shape=(size,), size=size), 1), memoryview(bytearray(64 * -(-size // 64))))
+    assert head_of(FIRST, entry(shape=(99,), size=99), 1) in decoder._plain
+    assert len(decoder._plain) <= 64
+
+
 # --- bombs -------------------------------------------------------------------------------------------------------
 
 
@@ -407,6 +428,57 @@ def test_a_jpeg_bomb_allocates_nothing():
     bomb = declare(jpeg(), 65_500, 65_500)
     for shape in ((65_500, 65_500, 3), (40, 60, 3)):
         assert peak_of_refusing(*compressed_head(JPEG, bomb, shape)) < 1 << 20
+
+
+def segment(kind: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, kind, 2 + len(content)) + content
+
+
+def test_a_jpeg_has_one_scan():
+    """Ten bytes more are a pass over all of a picture more, and a body has room for six million of them."""
+    good = jpeg()
+    tables, scan = good[: good.index(b"\xff\xda")], good[good.index(b"\xff\xda") : -2]
+    alone = [segment(0xDA, bytes([1, number, 0x11 if number > 1 else 0, 0, 63, 0])) for number in (1, 2, 3)]
+    second_size = segment(0xC0, struct.pack(">BHHB", 8, 40, 60, 3) + bytes([1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1]))
+    for data in (
+        tables + b"".join(alone) + b"\xff\xd9",
+        tables + alone[0] + b"\xff\xd9",
+        tables + scan + b"".join(alone * 100) + b"\xff\xd9",
+        tables + scan + scan + b"\xff\xd9",
+        tables + scan + b"\xff\xd9" + scan + b"\xff\xd9",
+        tables + second_size + scan + b"\xff\xd9",
+        tables + segment(0xE1, b"Exif\0\0") + scan + b"\xff\xd9",
+        tables + segment(0xFE, b"a comment") + scan + b"\xff\xd9",
+        tables + scan + segment(0xDC, b"\x10\x00") + b"\xff\xd9",  # another number of lines
+        tables + segment(0xDB, bytes(4000)) + scan + b"\xff\xd9",
+    ):
+        refused(*compressed_head(JPEG, data, (40, 60, 3)))
+    for data in (tables + scan + b"\xff\xd0" * 100 + b"\xff\xd9", tables + segment(0xDD, b"\0\1") + scan + b"\xff\xd9"):
+        assert Decoder().decode(*compressed_head(JPEG, data, (40, 60, 3)))[0].shape == (40, 60, 3)
+
+
+@pytest.mark.parametrize("name", [each for each in compression.available_codecs() if each != "none"])
+def test_narrow_images_take_few_steps_in_python(name):
+    """64 million rows of one byte are two kilobytes on the wire."""
+    encoding = {"lz4": arrays.Encoding.LZ4_DIFF, "zstd": arrays.Encoding.ZSTD_DIFF}[name]
+    image = np.arange(200_000 * 3, dtype=np.uint8).reshape(200_000, 3)
+    head, body = compressed_head(encoding, bytes(compression.encode(image, encoding)), image.shape)
+    decoder = Decoder()
+    lines = 0
+
+    def count(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal lines
+        lines += 1
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        (found,) = decoder.decode(head, body)
+    finally:
+        sys.settrace(before)
+    assert (found == image).all()
+    assert lines < 5_000
 
 
 @pytest.mark.parametrize("name", [each for each in compression.available_codecs() if each != "none"])
