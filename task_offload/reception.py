@@ -370,7 +370,7 @@ class Reception:
             session.acked = totals.next_sequence
             self._tell_costs(session, connection, now, COSTS_EVERY_S)
             self._listener.send(connection, ack(totals))
-        if connection.paused and session.unacked_bytes <= UNACKED_BYTES:
+        if connection.paused and session.unacked_bytes <= UNACKED_BYTES and session.unfinished <= UNACKED_ITEMS:
             self._listener.pause(connection, False)
         if session.bye is not None and totals.next_sequence == session.bye:
             connection.send(farewell(totals))

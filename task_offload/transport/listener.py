@@ -17,19 +17,24 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from ipaddress import IPv6Address, ip_address
 from time import perf_counter_ns
 from typing import Any, Protocol
 
 from task_offload.errors import ConfigError, LinkError, ProtocolError
 from task_offload.transport.stream import TLS_RECORD_BYTES, Stream, Waker, tune
-from task_offload.wire.framing import BEFORE_AUTHENTICATION, FrameLimits, FrameReader
+from task_offload.wire.framing import BEFORE_AUTHENTICATION, Frame, FrameLimits, FrameReader
 from task_offload.wire.memory import MemoryPool
-from task_offload.wire.messages import PING, Hello, Refusal, RefusalMessage
+from task_offload.wire.messages import PING, Hello, Load, Refusal, RefusalMessage
 from task_offload.wire.session import Arrived, CloudEvent, CloudSide, Liveness
 
 log = logging.getLogger(__name__)
 
 READ_BUDGET_BYTES = 1024 * 1024  # of one connection before the others have their turn
+MESSAGE_BUDGET_BYTES = 512  # what a message takes of it beside its bytes: one read may bring 4,096 empty ones
+STRANGERS_A_TURN = 32  # each takes a step of its TLS handshake, up to a millisecond
+SIGNS_A_TICK = 256  # pings and loads of one device; a few a second are usual
 READ_ON_BYTES = 32 * 1024  # while so much came, more has come meanwhile, and is cheaper had than waited for
 MOST_EXPECTED_BYTES = 1024 * 1024  # of one body before its connection is looked at, or until the next tick
 TICK_S = 0.25
@@ -43,19 +48,22 @@ class ListenerLimits:
     Attributes:
         connections: all of them; more wait in the system's queue.
         greeting: connections that have not introduced themselves yet, in all; more wait in the system's queue.
-        greeting_per_address: the same from one address; more are closed. Devices behind one router share it.
+        greeting_per_address: the same from one address (of IPv6, a network of 64 bits, which one peer has for
+            itself); more are closed. Devices behind one router share it.
         greeting_s: time to introduce oneself, the TLS handshake included.
+        give_way_s: the same for an address that has the most of such connections, while others wait.
         heartbeat_s, silence_s: as in `Welcome`. A vanished device is noticed after `silence_s`.
         frames: size of a device's messages.
         outgoing_bytes: what may wait for a device that does not read.
         free_bytes: memory kept for bodies between messages.
-        log_lines_per_minute: about one address; the rest is only counted.
+        log_lines_per_minute: about one address, as above; the rest is only counted.
     """
 
     connections: int = 4096
     greeting: int = 1024
     greeting_per_address: int = 512
     greeting_s: float = 10.0
+    give_way_s: float = 2.0
     heartbeat_s: float = 2.0
     silence_s: float = 8.0
     frames: FrameLimits = field(default_factory=FrameLimits)
@@ -69,6 +77,7 @@ class Connection:
 
     Attributes:
         address: the peer's numeric address.
+        origin: what limits count instead of it.
         session: what the handler keeps with it.
         receive_ns: busy time for receiving since the handler last took it.
         transfer_ns, transfer_bytes: of bodies that came in pieces, the time from the first piece to the last, and
@@ -78,6 +87,7 @@ class Connection:
     def __init__(self, stream: Stream, address: str, side: CloudSide, reader: FrameReader, now_s: float) -> None:
         self.stream = stream
         self.address = address
+        self.origin = _origin(address)
         self.side = side
         self.reader = reader
         self.opened_at = now_s
@@ -87,6 +97,8 @@ class Connection:
         self.transfer_ns = 0
         self.transfer_bytes = 0
         self.body_began_ns: int | None = None
+        self.held: list[Frame] = []  # came before it was paused, and was not handed on
+        self.signs = 0  # of life, since the tick
         self.secure = False
         self.paused = False
         self.watches_write = False
@@ -148,7 +160,7 @@ class Listener:
         self._accepting = True
         self._connections: set[Connection] = set()
         self._greeting = 0
-        self._greeting_from: Counter[str] = Counter()
+        self._greeting_from: defaultdict[str, dict[Connection, None]] = defaultdict(dict)  # the oldest first
         self._unread: list[Connection] = []  # bytes wait inside TLS, or the budget was spent
         self._unsent: set[Connection] = set()
         self._lines: defaultdict[str, int] = defaultdict(int)
@@ -228,13 +240,14 @@ class Listener:
                 unread, self._unread = self._unread, []
                 for connection in unread:
                     self._readable(connection)
+                strangers = 0
                 for key, mask in events:
                     if key.fileobj is self._socket:
                         self._accept()
                     elif key.fileobj is self._waker:
                         self._waker.drain()
-                    else:
-                        self._ready(key.data, mask)
+                    elif key.data.liveness is not None or (strangers := strangers + 1) <= STRANGERS_A_TURN:
+                        self._ready(key.data, mask)  # whoever is left out is ready at the next turn too
                 self._handler.flush()
                 self._send_queued()
                 if self._clock() >= next_tick:
@@ -252,8 +265,13 @@ class Listener:
             self._socket.close()
 
     def _accept(self) -> None:
-        for _ in range(64):
-            if len(self._connections) >= self._limits.connections or self._greeting >= self._limits.greeting:
+        for _ in range(STRANGERS_A_TURN):
+            silent = None
+            full = len(self._connections) >= self._limits.connections
+            if not full and self._greeting >= self._limits.greeting:
+                silent = self._who_gives_way()
+                full = silent is None
+            if full:
                 self._set_accepting(False)
                 return
             try:
@@ -265,10 +283,23 @@ class Listener:
                     self._set_accepting(False)
                     log.warning("no file descriptor is free for another connection; raise the limit (ulimit -n)")
                 return
+            if silent is not None:
+                self._too_late(silent, self._limits.give_way_s)
             self._open(sock, address[0])
 
+    def _who_gives_way(self) -> Connection | None:
+        """The connection that has been silent for longest, of the address that has the most; None if it may stay."""
+        crowd = max(self._greeting_from, key=lambda origin: len(self._greeting_from[origin]))
+        oldest = next(iter(self._greeting_from[crowd]))
+        return oldest if self._clock() - oldest.opened_at >= self._limits.give_way_s else None
+
+    def _too_late(self, connection: Connection, seconds: float) -> None:
+        self.rejected["greeting_time"] += 1
+        self._say(connection, f"closed: it did not introduce itself within {seconds:g} s")
+        self._close(connection, "no introduction")
+
     def _open(self, sock: socket.socket, address: str) -> None:
-        if self._greeting_from[address] >= self._limits.greeting_per_address:
+        if len(self._greeting_from.get(_origin(address), ())) >= self._limits.greeting_per_address:
             self.rejected["connections"] += 1
             sock.close()
             return
@@ -284,7 +315,7 @@ class Listener:
         connection = Connection(Stream(sock), address, self._new_side(), reader, self._clock())
         self._connections.add(connection)
         self._greeting += 1
-        self._greeting_from[address] += 1
+        self._greeting_from[connection.origin][connection] = None
         self._selector.register(connection.stream, selectors.EVENT_READ, connection)
 
     def _set_accepting(self, accepting: bool) -> None:
@@ -298,9 +329,9 @@ class Listener:
     def _greeted(self, connection: Connection) -> None:
         """It is no stranger any more, or is gone."""
         self._greeting -= 1
-        self._greeting_from[connection.address] -= 1
-        if not self._greeting_from[connection.address]:
-            del self._greeting_from[connection.address]
+        del self._greeting_from[connection.origin][connection]
+        if not self._greeting_from[connection.origin]:
+            del self._greeting_from[connection.origin]
 
     def _ready(self, connection: Connection, mask: int) -> None:
         if connection.closed:
@@ -335,6 +366,9 @@ class Listener:
     def _receive(self, connection: Connection) -> None:
         budget_bytes = READ_BUDGET_BYTES
         largest = 0
+        if connection.held:
+            held, connection.held = connection.held, []
+            self._hand_on(connection, held)
         while not connection.closed and not connection.paused:
             started_ns = perf_counter_ns()
             buffer = connection.reader.buffer()
@@ -346,8 +380,8 @@ class Listener:
             if count == 0:
                 self._close(connection, "the device closed the connection")
                 return
-            budget_bytes -= count
             frames = connection.reader.received(count)
+            budget_bytes -= count + MESSAGE_BUDGET_BYTES * len(frames)
             now_ns = perf_counter_ns()
             connection.receive_ns += now_ns - started_ns
             if frames and connection.body_began_ns is not None:
@@ -356,31 +390,48 @@ class Listener:
                 connection.body_began_ns = None
             if connection.body_began_ns is None and connection.reader.body_left_bytes:
                 connection.body_began_ns = now_ns
-            for frame in frames:
-                event = connection.side.receive(frame)
-                if event is None:
-                    continue
-                if type(event) is Arrived:
-                    self._handler.arrived(connection, event)
-                elif isinstance(event, Hello):
-                    self._handler.greeted(connection, event)
-                elif isinstance(event, RefusalMessage):
-                    self._close(connection, one_line(event.message))
-                else:
-                    self._handler.arrived(connection, event)
-                if connection.closed:
-                    return
+            self._hand_on(connection, frames)
             largest = max(largest, count)
             if count < len(buffer) and count < READ_ON_BYTES and not connection.stream.pending():
                 break
             if budget_bytes <= 0:
                 self._unread.append(connection)
                 break
+        if connection.closed:
+            return
         # Of a body that comes fast, the most is waited for at once: to be woken costs both sides more than to read.
         left_bytes = connection.reader.body_left_bytes if largest >= READ_ON_BYTES else 0
         connection.stream.expect(max(1, min(left_bytes - TLS_RECORD_BYTES, MOST_EXPECTED_BYTES)))
         if connection.liveness is not None:
             connection.liveness.heard_at = self._clock()
+
+    def _hand_on(self, connection: Connection, frames: list[Frame]) -> None:
+        """Tells the handler, until it pauses the connection: what came with that waits with it."""
+        for number, frame in enumerate(frames, 1):
+            event = connection.side.receive(frame)
+            if type(event) is Arrived:
+                self._handler.arrived(connection, event)
+            elif event is None or isinstance(event, Load):
+                self._sign_of_life(connection, event)
+            elif isinstance(event, Hello):
+                self._handler.greeted(connection, event)
+            elif isinstance(event, RefusalMessage):
+                self._close(connection, one_line(event.message))
+            else:
+                self._handler.arrived(connection, event)
+            if connection.closed:
+                return
+            if connection.paused:
+                connection.held = frames[number:]
+                return
+
+    def _sign_of_life(self, connection: Connection, load: Load | None) -> None:
+        """A message that costs its sender nothing, and needs no acknowledgement that would slow it down."""
+        connection.signs += 1
+        if connection.signs > SIGNS_A_TICK:
+            self.refuse(connection, Refusal.LIMIT, f"more than {SIGNS_A_TICK} pings and loads in {TICK_S} s")
+        elif load is not None:
+            self._handler.arrived(connection, load)
 
     def _send_queued(self) -> None:
         while self._unsent:
@@ -419,7 +470,7 @@ class Listener:
             self._selector.register(connection.stream, events, connection)
         else:
             self._selector.modify(connection.stream, events, connection)
-        if not connection.paused and connection.stream.pending():
+        if not connection.paused and (connection.held or connection.stream.pending()):
             self._unread.append(connection)
 
     def _close(self, connection: Connection, reason: str) -> None:
@@ -446,11 +497,10 @@ class Listener:
         now = self._clock()
         for connection in list(self._connections):
             connection.stream.expect(1)  # it may have become slow
+            connection.signs = 0
             if connection.liveness is None:
                 if now - connection.opened_at > self._limits.greeting_s:
-                    self.rejected["greeting_time"] += 1
-                    self._say(connection, f"closed: it did not introduce itself within {self._limits.greeting_s:g} s")
-                    self._close(connection, "no introduction")
+                    self._too_late(connection, self._limits.greeting_s)
             elif connection.liveness.gone(now) and not connection.paused:
                 self._close(connection, f"the device has been silent for {self._limits.silence_s:g} s")
             elif connection.liveness.ping_due(now) and not connection.stream.outgoing_bytes:
@@ -465,8 +515,8 @@ class Listener:
     def _say(self, connection: Connection, text: str) -> None:
         """One line about a peer, unless it has caused too many already."""
         text = one_line(text)
-        self._lines[connection.address] += 1
-        lines = self._lines[connection.address]
+        self._lines[connection.origin] += 1
+        lines = self._lines[connection.origin]
         if lines < self._limits.log_lines_per_minute:
             log.warning("connection from %s %s", connection.address, text)
         elif lines == self._limits.log_lines_per_minute:
@@ -479,6 +529,15 @@ def one_line(text: str) -> str:
     """Text of a peer, so that it cannot forge a line of the log, nor reach a terminal's controls."""
     text = text[:LINE_CHARACTERS]
     return text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+
+
+@lru_cache(maxsize=1024)
+def _origin(address: str) -> str:
+    """What tells one peer from another: an IPv4 address, or the network of an IPv6 address, of 64 bits."""
+    parsed = ip_address(address.partition("%")[0])
+    if parsed.version == 4:
+        return address
+    return str(parsed.ipv4_mapped or IPv6Address(int(parsed) >> 64 << 64))
 
 
 def _listen(host: str, port: int) -> socket.socket:

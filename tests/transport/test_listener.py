@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 
 from task_offload.errors import ConfigError
-from task_offload.transport.listener import Connection, Listener, ListenerLimits
+from task_offload.transport.listener import STRANGERS_A_TURN, Connection, Listener, ListenerLimits, _origin
+from task_offload.transport.stream import Stream
+from task_offload.wire.framing import FrameLimits, FrameReader
+from task_offload.wire.memory import MemoryPool
 from task_offload.wire.messages import (
     MAGIC,
     PING,
@@ -231,6 +234,38 @@ def test_strangers_from_one_address_are_few(make: Callable[..., World]) -> None:
         each.socket.close()
 
 
+@pytest.mark.parametrize(
+    ("address", "origin"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+    ],
+)
+def test_an_ipv6_peer_has_a_network_of_addresses(address: str, origin: str) -> None:
+    assert _origin(address) == origin
+
+
+def test_the_silent_of_one_address_give_way_while_others_wait(make: Callable[..., World]) -> None:
+    """They would lock everybody out: as each is closed, the next takes its place."""
+    world = make(greeting=3, greeting_per_address=3)
+    silent = [world.connect() for _ in range(3)]
+    world.connections(3)
+    with world.connect() as device:
+        device.send(HELLO)
+        world.advance(1.9)
+        assert world.handler.greetings == []
+        world.advance(0.3)
+        device.until(Kind.WELCOME)
+        assert silent[0].closed()
+        assert world.listener.rejected == {"greeting_time": 1}
+        assert world.listener.connections == 3
+    for each in silent:
+        each.socket.close()
+
+
 @pytest.mark.parametrize("limit", ["greeting", "connections"])
 def test_who_finds_no_place_waits_and_is_served_later(make: Callable[..., World], limit: str) -> None:
     world = make(**{limit: 2})
@@ -292,6 +327,48 @@ def test_a_paused_device_is_not_read_and_is_taken_up_where_it_was(make: Callable
         world.advance(1.0)
         world.handler.wait_for(lambda: len(world.handler.events) == 2)
         assert world.handler.closings == []
+
+
+def test_what_came_with_the_item_that_paused_a_device_waits_too(make: Callable[..., World]) -> None:
+    """One read may bring a thousand small messages, and each of them a thousand rows."""
+    world = make()
+    with world.introduced() as peer:
+        world.handler.on_arrived = lambda connection, event: world.listener.pause(connection, True)
+        peer.send(*(item(n, 1, n) for n in range(5)))
+        for arrived in (1, 2, 3):
+            world.handler.wait_for(lambda arrived=arrived: len(world.handler.events) == arrived)
+            world.pass_()
+            assert len(world.handler.events) == arrived
+            connection = world.handler.connection
+            assert connection is not None
+            assert connection.paused
+
+            def resume(connection: Connection = connection) -> None:
+                world.handler.on_flush = lambda: None
+                world.listener.pause(connection, False)
+
+            world.handler.on_flush = resume
+        world.handler.on_arrived = lambda connection, event: None
+        world.handler.wait_for(lambda: len(world.handler.events) == 5)
+    assert [event.sequence for event in world.handler.events if isinstance(event, Arrived)] == list(range(5))
+
+
+@pytest.mark.parametrize("sign", [PING, LOAD], ids=["pings", "loads"])
+def test_signs_of_life_are_few(make: Callable[..., World], sign: bytes) -> None:
+    """Nothing that the cloud has to acknowledge slows their sender down."""
+    world = make()
+    with world.introduced() as device, world.introduced() as flood:
+        for number in range(3):
+            device.send(sign * 200, item(number, 1, number))
+            world.handler.wait_for(
+                lambda number=number: sum(isinstance(e, Arrived) for e in world.handler.events) > number
+            )
+            world.advance(0.3)
+        flood.send(sign * 257)
+        assert flood.refusal().code == Refusal.LIMIT
+        assert world.listener.rejected == {"limit": 1}
+        device.send(item(3, 1, 3))
+        world.handler.wait_for(lambda: sum(isinstance(event, Arrived) for event in world.handler.events) == 4)
 
 
 def test_a_paused_device_that_goes_away_is_noticed(make: Callable[..., World]) -> None:
@@ -404,6 +481,71 @@ def test_a_flood_of_one_device_leaves_turns_to_others(make: Callable[..., World]
         sender.join()
     place = [event.split for event in world.handler.events if isinstance(event, Arrived)].index(2)
     assert place < 40
+
+
+class EndlessItems(Stream):
+    """A socket from which items without arguments come as fast as they are read."""
+
+    def __init__(self) -> None:
+        super().__init__(socket.socket())
+        self._number = 0
+        self._left = b""
+
+    def receive_into(self, buffer: memoryview) -> int:
+        parts = [self._left]
+        size = len(self._left)
+        while size < len(buffer):
+            parts.append(item(self._number, 1))
+            self._number += 1
+            size += len(parts[-1])
+        data = b"".join(parts)
+        buffer[:] = data[: len(buffer)]
+        self._left = data[len(buffer) :]
+        return len(buffer)
+
+
+def test_a_flood_of_small_messages_leaves_turns_to_others(make: Callable[..., World]) -> None:
+    """What a message costs is not its bytes."""
+    world = make()
+    world.listener.close()  # its thread would wait for a real socket
+    side = CloudSide(3, (1, 2))
+    side.open()
+    stream = EndlessItems()
+    connection = Connection(stream, "192.0.2.7", side, FrameReader(MemoryPool(0), FrameLimits()), 0.0)
+    world.listener._receive(connection)
+    stream.close()
+    assert 1000 < len(world.handler.events) < 4000
+    assert not connection.closed
+
+
+def test_a_crowd_of_strangers_leaves_turns_to_devices(make: Callable[..., World]) -> None:
+    """Each step of a TLS handshake takes its time."""
+    world = make()
+    with world.introduced() as device:
+        strangers = [world.connect() for _ in range(100)]
+        world.connections(101)
+        busy, ready = threading.Event(), threading.Event()
+
+        def be_busy() -> None:
+            world.handler.on_flush = lambda: None
+            busy.set()
+            assert ready.wait(PATIENCE_S)
+
+        world.handler.on_flush = be_busy
+        world.listener.wake()
+        assert busy.wait(PATIENCE_S)
+        for each in strangers:
+            each.send(HELLO)
+        greeted: list[int] = []
+        world.handler.on_arrived = lambda connection, event: greeted.append(len(world.handler.greetings) - 1)
+        device.send(item(0, 1, 0))
+        ready.set()
+        world.handler.wait_for(lambda: len(world.handler.greetings) == 101)
+        for each in strangers:
+            each.until(Kind.WELCOME)
+            each.socket.close()
+    assert len(greeted) == 1
+    assert greeted[0] <= STRANGERS_A_TURN
 
 
 def test_closing_says_so_and_ends_the_thread(make: Callable[..., World]) -> None:
