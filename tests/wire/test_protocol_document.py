@@ -9,6 +9,7 @@ import pytest
 
 from task_offload.task import MAX_TASKS
 from task_offload.transport import exchange
+from task_offload.transport.listener import SIGNS_A_TICK
 from task_offload.wire import messages, session, unpickle
 from task_offload.wire.arrays import Encoding
 from task_offload.wire.codec import Decoder, Encoder
@@ -199,6 +200,7 @@ def test_the_limits_are_those_of_the_code():
         payload.containers,
         payload.hashed,
         MOST_IN_RANGE,
+        SIGNS_A_TICK,
         MAX_TASKS,
         MOST_SEQUENCE,
     ]
