@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -23,6 +23,7 @@ from task_offload.observe.cloud_costs import CloudCosts, Shares
 from task_offload.results.base import SessionBooks, SessionKey
 from task_offload.task import Chain, Item
 from task_offload.transport.identity import Admission, CloudIdentity
+from task_offload.transport.line_budget import LineBudget
 from task_offload.transport.listener import Connection, Listener, ListenerLimits, one_line
 from task_offload.transport.tokens import check_device_name
 from task_offload.wire.compression import available_codecs
@@ -48,7 +49,9 @@ MEASURE_EVERY_S = 0.5  # how full the cloud is, and what share of it each device
 COSTS_EVERY_S = 0.5  # to each device, with an ack where one goes out anyway
 LEFT_COSTS_S = 1.0  # without one
 FORGET_AFTER_S = 24 * 3600.0  # a session without a connection: its tasks' state is dropped then, not its books
+MOST_SESSIONS = 16  # of one device: the oldest beyond them are forgotten too, once all that came of them is recorded
 MAX_REPORTED_SESSIONS = 10_000
+LINES_PER_MINUTE = 20  # of coming and going of one device, in the log
 COME_BACK_S = 2.0  # what a stopping server tells its devices
 FULL_COME_BACK_S = 10.0  # what a full one tells them
 MAX_DEVICES = 4000  # fewer than `ListenerLimits.connections`, so that the next ones hear why
@@ -105,6 +108,7 @@ class Reception:
         self.sessions: dict[tuple[str, bytes], CloudSession] = {}
         self.over: list[dict[str, Any]] = []
         self._newest: dict[str, CloudSession] = {}  # the session of each device that others give way to
+        self._of_device: defaultdict[str, dict[CloudSession, None]] = defaultdict(dict)  # the oldest first
         self._by_record: dict[SessionKey, CloudSession] = {}
         self._arrived: list[Unit] = []  # since the engine got some
         self._dirty: set[CloudSession] = set()  # to be told something
@@ -113,6 +117,7 @@ class Reception:
         self._costs_of_gone = CloudCosts()  # of sessions that are over
         self._filtered: Counter[int] = Counter()  # on devices, by task
         self._connected = 0
+        self._lines = LineBudget(LINES_PER_MINUTE, clock)
         self._taking = True
         self._capacity = Capacity(clock())
         self._shares = Shares(config.workers)
@@ -248,6 +253,8 @@ class Reception:
                 books = SessionBooks(watermark=hello.acked)
             session = CloudSession(hello.device, hello.session, books)
             self.sessions[key] = self._by_record[session.device, session.session] = session
+            self._of_device[session.device][session] = None
+            self._forget_oldest(session.device)
         for other in (session, newest):
             if other is not None and other.connection is not None:
                 self._listener.refuse(
@@ -270,10 +277,11 @@ class Reception:
             codecs=available_codecs(),
             source_differs=differs,
         )
-        log.info(
-            "device %s connected from %s%s", hello.device, connection.address, "" if session.acked == 0 else " again"
-        )
-        if differs:
+        more = self._lines.take(hello.device)
+        if more is not None:
+            again = "" if session.acked == 0 else " again"
+            log.info("device %s connected from %s%s%s", hello.device, connection.address, again, more)
+        if differs and more is not None:
             log.warning("the app of device %s has another source than this server's; results may differ", hello.device)
         self._connected += 1
         self._listener.accept(connection, session, welcome.encode())
@@ -420,13 +428,22 @@ class Reception:
             return
         session.connection = session.frame = None
         session.last_seen = self._clock()
-        if session.bye is None or session.totals.next_sequence < session.bye:
-            log.info("device %s is away: %s", session.device, reason)
+        left = session.bye is not None and session.totals.next_sequence >= session.bye
+        if not left and (more := self._lines.take(session.device)) is not None:
+            log.info("device %s is away: %s%s", session.device, reason, more)
 
     def _leave(self, session: CloudSession) -> None:
         """The device has left in good order."""
-        log.info("device %s left: %s", session.device, summary(session.report()["items"]))
+        if (more := self._lines.take(session.device)) is not None:
+            log.info("device %s left: %s%s", session.device, summary(session.report()["items"]), more)
         self._forget(session)
+
+    def _forget_oldest(self, device: str) -> None:
+        """A device that crashes again and again begins a session each time, and takes up none of them."""
+        sessions = self._of_device[device]
+        for each in list(sessions)[:-MOST_SESSIONS]:
+            if each.connection is None and not each.unfinished:
+                self._forget(each)
 
     def _forget(self, session: CloudSession) -> None:
         """Nothing of a session stays but its books."""
@@ -436,5 +453,9 @@ class Reception:
         self._behind.forget(session.lane)
         self.sessions.pop((session.device, bytes.fromhex(session.session)), None)
         self._by_record.pop((session.device, session.session), None)
+        sessions = self._of_device[session.device]
+        sessions.pop(session, None)
+        if not sessions:
+            del self._of_device[session.device]
         if self._newest.get(session.device) is session:
             del self._newest[session.device]

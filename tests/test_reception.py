@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from task_offload.reception import COSTS_EVERY_S, FORGET_AFTER_S, FULL_COME_BACK_S
+from task_offload.reception import (
+    COSTS_EVERY_S,
+    FORGET_AFTER_S,
+    FULL_COME_BACK_S,
+    LINES_PER_MINUTE,
+    MOST_SESSIONS,
+)
 from task_offload.wire.messages import Costs, Kind, Load, Refusal, bye
 from tests.support.peers import Peer, hello, item
 from tests.support.worlds import SESSION, World, ended, totals, worlds
@@ -171,3 +177,26 @@ def test_a_session_that_stays_away_is_forgotten_but_not_its_books(make: Callable
     peer, welcome = world.connect()
     with peer:
         assert welcome.totals.next_sequence == 1
+
+
+def test_a_device_that_crashes_again_and_again_takes_little_memory(
+    make: Callable[..., World], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each run begins a session that never leaves. Those with items on their way stay."""
+    world = make()
+    sessions = world.cloud.reception.sessions
+    with caplog.at_level("INFO"):
+        for number in range(100):
+            peer, _ = world.connect(session=number.to_bytes(16, "big"))
+            with peer:
+                peer.send(item(0, 2, 1, 1))
+                totals(peer, 1)
+            if number == 0:
+                sessions["device", bytes(16)].expected += 1  # one more that is not recorded yet
+    assert len(sessions) <= 2 * MOST_SESSIONS  # the closing of some may not have been noticed yet
+    assert ("device", bytes(16)) in sessions
+    assert len([each for each in caplog.records if "device device" in each.message]) <= LINES_PER_MINUTE
+    peer, welcome = world.connect(session=(50).to_bytes(16, "big"))
+    with peer:
+        assert welcome.totals.next_sequence == 1
+    sessions["device", bytes(16)].expected -= 1

@@ -23,6 +23,7 @@ from time import perf_counter_ns
 from typing import Any, Protocol
 
 from task_offload.errors import ConfigError, LinkError, ProtocolError
+from task_offload.transport.line_budget import LineBudget
 from task_offload.transport.stream import TLS_RECORD_BYTES, Stream, Waker, tune
 from task_offload.wire.framing import BEFORE_AUTHENTICATION, Frame, FrameLimits, FrameReader
 from task_offload.wire.memory import MemoryPool
@@ -163,8 +164,7 @@ class Listener:
         self._greeting_from: defaultdict[str, dict[Connection, None]] = defaultdict(dict)  # the oldest first
         self._unread: list[Connection] = []  # bytes wait inside TLS, or the budget was spent
         self._unsent: set[Connection] = set()
-        self._lines: defaultdict[str, int] = defaultdict(int)
-        self._lines_since = clock()
+        self._lines = LineBudget(limits.log_lines_per_minute, clock)
         self.rejected: Counter[str] = Counter()
         self._stop = False
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
@@ -360,7 +360,8 @@ class Listener:
         except ProtocolError as error:
             self.refuse(connection, Refusal.PROTOCOL, str(error))
         except Exception:  # a bug that one device found must not cost the others
-            log.exception("connection from %s closed", connection.address)
+            if (more := self._lines.take(connection.origin)) is not None:
+                log.exception("connection from %s closed%s", connection.address, more)
             self.refuse(connection, Refusal.PROTOCOL, "the server failed on this; its log says why")
 
     def _receive(self, connection: Connection) -> None:
@@ -505,24 +506,14 @@ class Listener:
                 self._close(connection, f"the device has been silent for {self._limits.silence_s:g} s")
             elif connection.liveness.ping_due(now) and not connection.stream.outgoing_bytes:
                 self.send(connection, PING)
-        if now - self._lines_since > 60:
-            self._lines.clear()
-            self._lines_since = now
         self._set_accepting(True)
         self._handler.tick()
         self._send_queued()
 
     def _say(self, connection: Connection, text: str) -> None:
         """One line about a peer, unless it has caused too many already."""
-        text = one_line(text)
-        self._lines[connection.origin] += 1
-        lines = self._lines[connection.origin]
-        if lines < self._limits.log_lines_per_minute:
-            log.warning("connection from %s %s", connection.address, text)
-        elif lines == self._limits.log_lines_per_minute:
-            log.warning(
-                "connection from %s %s (more from there is only counted for a minute)", connection.address, text
-            )
+        if (more := self._lines.take(connection.origin)) is not None:
+            log.warning("connection from %s %s%s", connection.address, one_line(text), more)
 
 
 def one_line(text: str) -> str:

@@ -419,7 +419,7 @@ def test_one_address_fills_no_log(make: Callable[..., World], caplog: pytest.Log
     with caplog.at_level(logging.WARNING):
         bother(30)
         assert len(caplog.records) == 10
-        assert "more from there is only counted for a minute" in caplog.records[-1].message
+        assert "more like this is only counted for a minute" in caplog.records[-1].message
         assert world.listener.rejected == {"protocol": 30}
         world.advance(61.0)
         bother(1)
