@@ -101,7 +101,10 @@ class Pipeline:
         self._states = States()
         self._errors = TaskErrorLog(chain.names)
         self._waiting: deque[_Captured] = deque()
-        self._changed = threading.Condition()
+        lock = threading.Lock()  # of `_waiting`
+        self._room_made = threading.Condition(lock)  # the capture thread waits for it
+        self._item_came = threading.Condition(lock)  # workers do
+        self._held_back = False  # a worker waits though an item does
         self._stop = threading.Event()
         self._aborted = False
         self._captured_all = False
@@ -125,8 +128,9 @@ class Pipeline:
     def stop(self) -> None:
         """Captures nothing more; what is captured goes on."""
         self._stop.set()
-        with self._changed:
-            self._changed.notify_all()
+        with self._room_made:
+            self._room_made.notify_all()
+            self._item_came.notify_all()
 
     def abort(self) -> None:
         """Gives up what is captured too."""
@@ -148,9 +152,9 @@ class Pipeline:
         except Exception as error:
             self._fail(error)
         finally:
-            with self._changed:
+            with self._item_came:
                 self._captured_all = True
-                self._changed.notify_all()
+                self._item_came.notify_all()
 
     def _capture_all(self) -> None:
         began = due = time.monotonic()
@@ -194,17 +198,17 @@ class Pipeline:
 
     def _enqueue(self, captured: _Captured) -> None:
         dropped: _Captured | None = None
-        with self._changed:
+        with self._room_made:
             if self._newest:
                 if len(self._waiting) >= self._room:
                     dropped = self._waiting.popleft()
             elif len(self._waiting) >= self._room:
                 started = time.monotonic()
                 while len(self._waiting) >= self._room and not self._aborted:
-                    self._changed.wait()
+                    self._room_made.wait()
                 self._meters.held(time.monotonic() - started)
             self._waiting.append(captured)
-            self._changed.notify()
+            self._item_came.notify()
         if dropped is not None:
             self._meters.dropped()
             self._end(dropped.item, Ending.DROPPED, "overload")
@@ -227,19 +231,20 @@ class Pipeline:
 
     def _wait_for_item(self) -> bool:
         """Waits until an item may be taken; False if there will be none any more."""
-        with self._changed:
+        with self._item_came:
             while not self._may_take():
                 if (self._captured_all and not self._waiting) or self._aborted:
                     return False
-                self._changed.wait()
+                self._held_back = self._held_back or bool(self._waiting)
+                self._item_came.wait()
             return True
 
     def _take(self) -> _Captured | None:
-        with self._changed:
+        with self._room_made:
             if not self._may_take():
                 return None  # another worker was faster
             captured = self._waiting.popleft()
-            self._changed.notify_all()
+            self._room_made.notify()
             return captured
 
     def _may_take(self) -> bool:
@@ -293,7 +298,8 @@ class Pipeline:
             while (following := self._done.pop(self._next_sequence, None)) is not None:
                 self._next_sequence += 1
                 self._put(following)
-        if self._waiting:
-            with self._changed:
-                self._changed.notify_all()  # some may have been too far ahead
+        with self._item_came:
+            if self._held_back:
+                self._held_back = False
+                self._item_came.notify_all()
         self._carry()
