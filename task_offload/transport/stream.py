@@ -194,6 +194,8 @@ class Waker:
         self._read, self._write = socket.socketpair()
         self._read.setblocking(False)
         self._write.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._read, select.POLLIN)
 
     def fileno(self) -> int:
         return self._read.fileno()
@@ -206,7 +208,7 @@ class Waker:
 
     def wait(self, timeout_s: float) -> None:
         """Waits at most so long for a call of `wake`."""
-        if select.select([self._read], [], [], timeout_s)[0]:
+        if self._poll.poll(timeout_s * 1e3):
             self.drain()
 
     def drain(self) -> None:
