@@ -29,6 +29,8 @@ class PayloadLimits:
             500,000 numbers within ten other containers passes.
         hashed: set members and dict keys that are neither text, bytes, None nor numbers of up to 64 bits. A peer
             can choose such values to have equal hashes, and a set of them takes quadratic time.
+        numbers: set members and dict keys that are numbers other than of 8 or 16 bits. A peer can choose them so that
+            each is put behind all before it: 80,000 of them in 500 kB stopped the interpreter for six seconds.
     """
 
     head_bytes: int = 1 * MIB - 1024
@@ -41,3 +43,4 @@ class PayloadLimits:
     containers: int = 65_536
     proof: int = 8 * MIB
     hashed: int = 512
+    numbers: int = 4096

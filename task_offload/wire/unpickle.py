@@ -50,10 +50,11 @@ _SINGLE = b"N\x88\x89)]}\x8f(\x85\x86\x87taesu\x90Q"
 _RUN = re.compile(rb"(?:[%b]|%b){0,1000}" % (re.escape(_SINGLE), _ATOM), re.DOTALL)
 _LENGTH_BYTES = {b"\x8a": 1, b"\x8c": 1, b"C": 1, b"X": 4, b"B": 4, b"\x96": 8}
 
-# Symbols. N: a value that cannot be chosen to have a given hash. h: another finished value.
+# Symbols. N: a value that cannot be chosen to have a given hash. n: a number, told apart only where there are many;
+# equal hashes it cannot have, but a peer can choose numbers whose places in a table collide. h: another finished value.
 # ] } and \x8f are a list, dict and set that may still grow. The rest stands for itself.
 _SYMBOLS = bytes.maketrans(b"\x88\x89)", b"NNN")
-_VALUE = rb"[Nh\]}\x8f]"
+_VALUE = rb"[Nnh\]}\x8f]"
 _CONTAINERS = bytes(set(range(256)) - set(b"]}\x8f\x85\x86\x87tQ"))
 
 # Each pattern begins with one rare symbol that a search skips to, and never looks at a stretch of values twice:
@@ -79,14 +80,23 @@ def check(data: bytes, limits: PayloadLimits) -> None:
     """
     if data[:2] != _PREFIX or data[-1:] != _STOP:
         raise ProtocolError("the pickle does not begin and end as protocol 5 does")
-    symbols = _symbols(data)
+    symbols = _symbols(data, b"N")
+    if len(symbols) > limits.numbers and (b"}" in symbols or b"\x8f" in symbols):
+        symbols = _symbols(data, _by_kind)
     if len(symbols) <= _CACHED_SYMBOLS:  # items of one stream mostly have one structure
         _prove_cached(symbols, limits)
     else:
         _prove(symbols, limits)
 
 
-def _symbols(data: bytes) -> bytes:
+_Symbol = bytes | Callable[[re.Match[bytes]], bytes]  # of an atom
+
+
+def _by_kind(atom: re.Match[bytes]) -> bytes:
+    return b"n" if atom[0][0] in b"GJ\x8a" else b"N"  # 8 or 16 bits give a place of their own to each number
+
+
+def _symbols(data: bytes, atom: _Symbol) -> bytes:
     """The symbols of all between the prefix and STOP."""
     symbols: list[bytes] = []
     position, end = len(_PREFIX), len(data) - 1
@@ -97,27 +107,27 @@ def _symbols(data: bytes) -> bytes:
             if begin + length > len(data):
                 raise ProtocolError(f"a frame of {length} bytes at byte {position} is longer than its pickle")
             position = min(begin + length, end)
-            _add_symbols(data[begin:position], symbols)
+            _add_symbols(data[begin:position], atom, symbols)
         elif data[position] in b"XB\x96":  # a long value stands between frames
             position = _add_long(data, position, end, symbols)
         else:
-            _add_symbols(data[position:end], symbols)
+            _add_symbols(data[position:end], atom, symbols)
             position = end
     return b"".join(symbols).translate(_SYMBOLS)
 
 
-def _add_symbols(data: bytes, symbols: list[bytes]) -> None:
+def _add_symbols(data: bytes, atom: _Symbol, symbols: list[bytes]) -> None:
     """Adds the symbols of whole opcodes."""
     found = _ATOMS.sub(b"N", data)
     if not found.translate(None, _SINGLE):
-        symbols.append(found)
+        symbols.append(found if atom == b"N" else _ATOMS.sub(atom, data))
         return
     # There are long values, or what is not allowed.
     position, end = 0, len(data)
     while position < end:
         match = _RUN.match(data, position)
         run_end = match.end() if match is not None else position
-        symbols.append(_ATOMS.sub(b"N", data[position:run_end]))
+        symbols.append(_ATOMS.sub(atom, data[position:run_end]))
         position = run_end if run_end > position else _add_long(data, position, end, symbols)
 
 
@@ -143,8 +153,9 @@ _CACHED_SYMBOLS = 256
 def _prove(symbols: bytes, limits: PayloadLimits) -> None:
     if len(symbols.translate(None, _CONTAINERS)) > limits.containers:
         raise ProtocolError(f"more than {limits.containers} containers and objects in one payload")
-    keys = 0
+    keys = numbers = 0
     values = symbols.count(b"h")
+    many_numbers = symbols.count(b"n") > limits.numbers
     work = 0
     for _ in range(limits.levels):
         work += len(symbols)
@@ -152,31 +163,37 @@ def _prove(symbols: bytes, limits: PayloadLimits) -> None:
             raise ProtocolError("a payload has many values and deep nesting at once")
         grown = 0
         for pattern, keys_pattern, opening in _GROWTH:
-            if values > limits.hashed and keys_pattern is not None:
-                keys += _keys_of_unknown_hash(keys_pattern, symbols)
+            if keys_pattern is not None:
+                if values > limits.hashed:
+                    keys += _count_keys(b"h", keys_pattern, symbols)
+                if many_numbers:
+                    numbers += _count_keys(b"n", keys_pattern, symbols)
             symbols, count = pattern.subn(opening, symbols)
             grown += count
         if keys > limits.hashed:
             raise ProtocolError(
                 f"more than {limits.hashed} dict keys and set members other than text, bytes and 64-bit numbers"
             )
+        if numbers > limits.numbers:
+            raise ProtocolError(f"more than {limits.numbers} dict keys and set members are numbers of over 16 bits")
         symbols, finished = _FINISHED_BACKWARDS.subn(b"h", symbols[::-1])
         symbols = symbols[::-1]
         values += finished
         if not grown and not finished:
             break
-    if len(symbols) != 1 or symbols not in b"Nh]}\x8f":
+    if len(symbols) != 1 or symbols not in b"Nnh]}\x8f":
         raise ProtocolError(f"the pickle is not one value, or is nested deeper than {limits.levels} levels")
 
 
 _prove_cached = lru_cache(maxsize=1024)(_prove)
 
 
-def _keys_of_unknown_hash(pattern: re.Pattern[bytes], symbols: bytes) -> int:
+def _count_keys(kind: bytes, pattern: re.Pattern[bytes], symbols: bytes) -> int:
+    """How many dict keys and set members have this symbol."""
     keys = 0
     for match in pattern.finditer(symbols):
         items, others = match.groups()
-        keys += (items or b"")[::2].count(b"h") + (others or b"").count(b"h")
+        keys += (items or b"")[::2].count(kind) + (others or b"").count(kind)
     return keys
 
 

@@ -199,6 +199,7 @@ def test_the_limits_are_those_of_the_code():
         payload.levels,
         payload.containers,
         payload.hashed,
+        payload.numbers,
         MOST_IN_RANGE,
         SIGNS_A_TICK,
         MAX_TASKS,

@@ -205,8 +205,29 @@ def test_keys_are_counted_whatever_stands_beside_them(last):
 
 
 def test_keys_of_common_kinds_are_not_bounded():
-    value = {n: str(n) for n in range(3000)} | {str(n): (n, n) for n in range(3000)}
+    value = {n: str(n) for n in range(30_000)} | {str(n): (n, n << 20) for n in range(30_000)}
     assert load(dumped(value)) == value
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [n << 17 for n in range(1, 4098)],
+        [-1 - n for n in range(4097)],
+        [n / 3 for n in range(1, 4098)],
+        [(1 << 40) + n for n in range(4097)],
+    ],
+    ids=["32 bits", "negative", "fractions", "64 bits"],
+)
+@pytest.mark.parametrize("kind", [set, dict.fromkeys])
+def test_keys_whose_places_in_a_table_a_peer_can_choose_are_bounded(keys, kind):
+    with pytest.raises(ProtocolError, match="numbers of over 16 bits"):
+        load(dumped([kind(keys)]))
+    with pytest.raises(ProtocolError, match="numbers of over 16 bits"):
+        load(dumped([kind(keys[:2100]), ["text" * 100], kind(keys[2000:])]))
+    assert load(dumped([kind(keys[1:]), kind(range(65536)), {0: keys}])) == [
+        kind(keys[1:]), kind(range(65536)), {0: keys},
+    ]  # fmt: skip
 
 
 def test_unhashable_keys_are_refused():
