@@ -25,6 +25,7 @@ FIRST_WAIT_S = 0.5  # a camera that only reset its USB port is back by then
 LONGEST_WAIT_S = 5.0
 USUAL_FPS = 30.0  # for a file that does not say how fast it plays
 HIGHEST_FPS = 1000.0  # some files without a steady rate give their time base (90,000) instead
+USUAL_SHARE = 0.9  # of the frames that a whole file says it has: in some forms that number is an estimate
 PI_CAMERA_SIZE = (640, 480)
 SILENT = 0  # an OpenCV log level
 
@@ -73,6 +74,7 @@ class VideoSource:
         if self._capture is None or self._frame is None:
             raise SourceError(_why_not(source, opened=self._capture is not None))
         self.fps = None if _is_live(source, self._capture) else _rate(self._capture)
+        self._frames = 0
 
     def read(self) -> np.ndarray | None:
         """The next frame, of shape (height, width, 3), 8 bits a channel in the order blue, green, red.
@@ -83,8 +85,12 @@ class VideoSource:
         frame, self._frame = self._frame, None
         if frame is None:
             frame = self._read()
-        if frame is None and self.fps is None:
+        if frame is not None:
+            self._frames += 1
+        elif self.fps is None:
             frame = self._wait_for_return()
+        else:
+            self._check_its_end()
         return frame
 
     def close(self) -> None:
@@ -102,6 +108,16 @@ class VideoSource:
             return None
         grabbed, frame = self._capture.read()
         return frame if grabbed else None
+
+    def _check_its_end(self) -> None:
+        """A file that breaks off reads like one that ends; only how long it says it is tells the two apart."""
+        said = self._capture.get(cv2.CAP_PROP_FRAME_COUNT) if self._capture is not None else 0
+        if self._frames < USUAL_SHARE * said:
+            log.warning(
+                "%s breaks off after %d of its %d frames; is it damaged? try to play it",
+                _without_password(self._source), self._frames, said,
+            )  # fmt: skip
+        self.close()
 
     def _wait_for_return(self) -> np.ndarray:
         log.warning("%s is gone; waiting for it to come back", _without_password(self._source))

@@ -76,6 +76,19 @@ class TestFiles:
         assert [video.read() is None for _ in range(4)] == [False, False, False, True]
         assert world.waits_s == []
 
+    @pytest.mark.parametrize(("said", "tells"), [(3.0, False), (3.2, False), (10.0, True), (0.0, False)])
+    def test_a_file_that_breaks_off_is_told_once(
+        self, said: float, tells: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        world = World(FakeCapture(3, {cv2.CAP_PROP_FRAME_COUNT: said}))
+        video = world.source("a.mp4")
+        while video.read() is not None:
+            pass
+        assert video.read() is None
+        told = ["a.mp4 breaks off after 3 of its 10 frames; is it damaged? try to play it"]
+        assert [record.message for record in caplog.records] == (told if tells else [])
+        assert world.captures[0].released
+
     @pytest.mark.parametrize("stated", [0.0, -1.0, float("nan"), 90000.0])
     def test_a_file_that_tells_no_sensible_rate_has_the_usual_one(self, stated: float) -> None:
         assert World(FakeCapture(1, {cv2.CAP_PROP_FPS: stated})).source("a.mp4").fps == 30.0

@@ -1,0 +1,50 @@
+"""What people read on stdout. In: lines. Out: the same lines, and whether somebody still reads them."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+from task_offload.errors import StoreError
+
+
+def prepare() -> None:
+    """A character that the terminal lacks is replaced, so that a task which prints one does not fail."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def say(text: str) -> bool:
+    """One line, at once. False if its reader has gone (`| head`); where a disk is full, only the line is lost."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _discard()
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def deliver(text: str) -> None:
+    """What the command was run for. Raises StoreError if it cannot be written."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        _discard()
+        raise StoreError(f"the output cannot be written ({os.strerror(error.errno or 0)}); run it again") from error
+
+
+def finish() -> None:
+    """Writes what is still buffered, and lets the interpreter find nothing that it could not write."""
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _discard()
+
+
+def _discard() -> None:
+    """What is written from now on, by tasks too, goes nowhere and fails nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

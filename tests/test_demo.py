@@ -1,0 +1,75 @@
+"""`--demo`: both sides on one machine, and nothing of it left afterwards."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.processes import PATIENCE_S, Lab, Process
+
+
+@pytest.fixture
+def demo_lab(lab: Lab) -> Lab:
+    """Its temporary folders are in a place of their own."""
+    (lab.folder / "tmp").mkdir()
+    lab.env["TMPDIR"] = str(lab.folder / "tmp")
+    return lab
+
+
+def server_of(process: Process) -> psutil.Process:
+    [server] = psutil.Process(process.pid).children()
+    return server
+
+
+def left_behind(lab: Lab) -> list[Path]:
+    return list((lab.folder / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("options", [[], ["--no-tls"]])
+def test_it_runs_both_sides_and_leaves_nothing(demo_lab: Lab, options: list[str]) -> None:
+    demo = demo_lab.device("ball_tracking_example.taskified", "--demo", "--items", "40", *options)
+    report = demo.finish(0)
+    assert report["mode"] == "auto"
+    assert report["items"]["completed"] == 40
+    assert report["emulated"] == {"cpu": 10.0, "link_bytes_per_s": 12_500_000.0, "link_delay_s": 0.005}
+    said = re.search(r"which manages (\d+) FPS at split 6; .* ([\d.]+) FPS wanted", demo.out)
+    assert said is not None
+    assert report["target_fps"] == float(said[2]) > float(said[1])
+    assert left_behind(demo_lab) == []
+
+
+def test_ctrl_c_ends_both_in_good_order(demo_lab: Lab) -> None:
+    demo = demo_lab.device("counter", "--demo", env={"LOUD": "1"})
+    demo.wait_for("report device 20")
+    server = server_of(demo)
+    demo.send(signal.SIGINT)
+    report = demo.finish(0)
+    assert report["items"]["dropped"] == {}
+    assert not server.is_running()
+    assert left_behind(demo_lab) == []
+
+
+def test_the_server_ends_where_the_device_is_killed(demo_lab: Lab) -> None:
+    demo = demo_lab.device("counter", "--demo", env={"LOUD": "1"})
+    demo.wait_for("report device 3")
+    server = server_of(demo)
+    demo.popen.kill()
+    psutil.wait_procs([server], PATIENCE_S)
+    assert not server.is_running()
+    assert left_behind(demo_lab) == []
+
+
+def test_a_server_that_dies_is_waited_for_and_what_is_lost_is_counted(demo_lab: Lab) -> None:
+    demo = demo_lab.device("counter", "--demo", "--drain", "0", env={"LOUD": "1"})
+    demo.wait_for("report device 3")
+    server_of(demo).kill()
+    demo.wait_for("trying again until there is one")
+    demo.send(signal.SIGINT)
+    report = demo.finish(0)
+    assert sum(report["items"]["dropped"].values()) > 0
+    assert json.dumps(report, allow_nan=False)

@@ -1,0 +1,92 @@
+"""`--profile`: what every split would give, measured here or with a server."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+import pytest
+
+from tests.support.processes import Device, Lab
+
+
+def profile_of(device: Device, status: int = 0) -> dict[str, Any]:
+    device.wait(status)
+    return dict(json.loads(device.report_file.read_text()))
+
+
+def test_without_a_server_every_split_is_measured_here(lab: Lab) -> None:
+    device = lab.device("counter", "--profile", "--items", "30", "--emulate-link", "20mbit,15ms")
+    profile = profile_of(device)
+    assert profile["mode"] == "profile"
+    assert profile["link_bytes_per_s"] == 2.5e6
+    assert [row["task"] for row in profile["tasks"]] == ["count", "square", "keep_most", "label", "report"]
+    assert [row["survival"] for row in profile["tasks"]] == [1.0, 1.0, round(20 / 30, 4), 1.0, 1.0]
+    assert {row["split"] for row in profile["splits"]} == {1, 2, 3, 4}
+    assert all(row["latency_ms"] >= 30 for row in profile["splits"])
+    assert profile["choice"]["fps"] >= max(row["fps"] for row in profile["splits"])
+    assert "Automatic mode would take" in device.out
+
+
+def test_a_slower_cpu_is_taken_into_account(lab: Lab) -> None:
+    device = lab.device("counter", "--profile", "3", "1", "--items", "30", "--emulate-cpu", "50")
+    profile = profile_of(device)
+    assert all(row["device_ms"] == pytest.approx(50 * row["cloud_ms"], rel=0.1) for row in profile["tasks"])
+    assert profile["target_fps"] == 1.0
+    assert profile["choice"]["meets_target"]
+    assert "meets the target" in device.out
+
+
+def test_with_a_server_a_session_measures_both_sides(lab: Lab) -> None:
+    server = lab.server("counter", "--no-tls")
+    device = lab.device("counter", "--profile", "--no-tls", port=server.port)
+    profile = profile_of(device)
+    assert {row["split"] for row in profile["splits"]} == {1, 2, 3, 4}
+    assert all(row["device_ms"] > 0 and row["cloud_ms"] > 0 for row in profile["tasks"][:-1])
+    [session] = server.stop()["sessions"]
+    assert f"measured on {session['items']['captured']} items with 127.0.0.1:{server.port}" in device.out
+
+
+def test_a_session_of_a_few_items_is_measured_too(lab: Lab) -> None:
+    server = lab.server("counter", "--no-tls")
+    device = lab.device("counter", "--profile", "--no-tls", "--items", "3", port=server.port)
+    assert profile_of(device)["measured"] == f"measured on 3 items with 127.0.0.1:{server.port}"
+
+
+def test_a_session_that_is_refused_says_so_once(lab: Lab) -> None:
+    server = lab.server("typed", "--no-tls")
+    device = lab.device("counter", "--profile", "--no-tls", port=server.port)
+    device.wait(1)
+    [line] = device.err.splitlines()
+    assert "the apps differ" in line
+
+
+def test_ctrl_c_before_the_server_is_there_leaves_no_profile(lab: Lab) -> None:
+    device = lab.device("counter", "--profile", "--no-tls", "--port", "1", "--host", "127.0.0.1")
+    device.wait_for("trying again until there is one")
+    device.send(signal.SIGINT)
+    device.wait(1)
+    assert "so there is no profile; run it again" in device.err
+    assert not device.report_file.exists()
+
+
+def test_ctrl_c_while_measuring_here(lab: Lab) -> None:
+    capture = lab.gate("capture")
+    device = lab.device("counter", "--profile", env={"CAPTURE_GATE": str(capture.path), "LOUD": "1"})
+    capture.let(2)
+    device.wait_for("count 1")
+    device.send(signal.SIGINT)
+    device.wait(0)
+    assert device.err == "stopped before it began"
+    assert not device.report_file.exists()
+
+
+@pytest.mark.parametrize(("app", "says"), [("failing", "failed on item"), ("source", "no item to measure")])
+def test_an_app_that_cannot_be_measured(lab: Lab, app: str, says: str) -> None:
+    gate = lab.gate("capture")
+    gate.close()
+    device = lab.device(app, "--profile", env={"CAPTURE_GATE": str(gate.path)})
+    device.wait(1)
+    [line] = device.err.splitlines()
+    assert says in line
