@@ -60,7 +60,8 @@ def render(names: Sequence[str], costs: Costs, target_fps: float | None = None) 
     for row in task_rows(names, costs):
         sizes = ", ".join(f"{codec} {_size(size)}" for codec, size in row["payload_bytes"].items())
         lines.append(
-            f"{row['task'][:23]:<24}{row['device_ms']:>10.3g}{row['cloud_ms']:>10.3g}{row['survival']:>10.0%}  {sizes}"
+            f"{row['task'][:23]:<24}{figure(row['device_ms']):>10}{figure(row['cloud_ms']):>10}"
+            f"{row['survival']:>10.0%}  {sizes}"
         )
     lines += [
         "",
@@ -69,15 +70,23 @@ def render(names: Sequence[str], costs: Costs, target_fps: float | None = None) 
     for row in split_rows(costs, target_fps):
         mark = "" if row["meets_target"] is None else "  meets the target" if row["meets_target"] else ""
         lines.append(
-            f"{row['split']:<6}{row['codec']:<8}{row['fps']:>8.3g}{row['latency_ms']:>12.3g}{row['device_load']:>8.0%}"
-            f"{row['link_load']:>7.0%}{row['cloud_ms']:>10.3g}  {row['limit']}{mark}"
+            f"{row['split']:<6}{row['codec']:<8}{figure(row['fps']):>8}{figure(row['latency_ms']):>12}"
+            f"{row['device_load']:>8.0%}{row['link_load']:>7.0%}{figure(row['cloud_ms']):>10}  {row['limit']}{mark}"
         )
     taken = choice_row(costs, target_fps)
     shares = " and ".join(f"split {split} for {share:.0%}" for split, share in taken["shares"].items())
     wanted = "" if target_fps is None else f" for {target_fps:g} FPS"
-    lines += ["", f"Automatic mode{wanted} would take {shares} with codec {taken['codec']}: {taken['fps']:.3g} FPS, "
-              f"{taken['cloud_ms']:.3g} ms of cloud time an item; the limit is the {taken['limit']}."]  # fmt: skip
+    lines += [
+        "",
+        f"Automatic mode{wanted} would take {shares} with codec {taken['codec']}: {figure(taken['fps'])} FPS, "
+        f"{figure(taken['cloud_ms'])} ms of cloud time an item; the limit is the {taken['limit']}.",
+    ]
     return "\n".join(lines)
+
+
+def figure(value: float, digits: int = 3) -> str:
+    """So many digits, more where a whole number has more: never 1.08e+03."""
+    return f"{value:.0f}" if value >= 10**digits else f"{value:.{digits}g}"
 
 
 def _split_row(option: Option, costs: Costs, target_fps: float | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 import json
 
 from task_offload.scheduling.simulation.worlds import worlds
-from task_offload.scheduling.table import choice_row, render, split_rows, task_rows
+from task_offload.scheduling.table import choice_row, figure, render, split_rows, task_rows
 
 WORLD = next(world for world in worlds() if world.name == "synthetic, Pi 4, filters")
 COSTS = WORLD.costs(0.0)
@@ -26,6 +26,14 @@ def test_beyond_reach_the_choice_is_the_fastest_and_the_limit_is_named() -> None
     choice = choice_row(COSTS, 1000.0)
     assert not choice["meets_target"]
     assert choice["limit"] in {"link", "device"}
+
+
+def test_figures_have_no_exponent() -> None:
+    assert [figure(value) for value in (0.01234, 1.5, 12.345, 999.4, 1079.6, 23456.7)] == [
+        "0.0123", "1.5", "12.3", "999", "1080", "23457",
+    ]  # fmt: skip
+    assert figure(2500.0, 2) == "2500"
+    assert figure(55.51234, 4) == "55.51"
 
 
 def test_text_names_every_task_and_what_would_be_taken() -> None:
