@@ -1,9 +1,21 @@
 #!/usr/bin/env python3
 """The device's side: runs the first tasks of an app here, and the rest on a server. See --help and README.md."""
 
-from task_offload.command import device_command
+import sys
 
-main = device_command
+
+def main() -> int:
+    """Returns the exit status."""
+    try:
+        from task_offload.command import device_command  # here: Ctrl-C may come meanwhile, or a package be missing
+
+        return device_command()
+    except ModuleNotFoundError as error:
+        sys.exit(f"iot_client_coordinator.py: {error.name} is not installed; pip install -r requirements.txt")
+    except KeyboardInterrupt:  # before the run, which ends in good order, began
+        print("stopped before it began", file=sys.stderr)
+        return 0
+
 
 if __name__ == "__main__":
     raise SystemExit(main())

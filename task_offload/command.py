@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from task_offload import output
 from task_offload.config import parse_cloud, parse_device
 from task_offload.errors import ConfigError, OffloadError
 from task_offload.observe.log import log_to_stderr
@@ -12,36 +13,43 @@ from task_offload.observe.log import log_to_stderr
 
 def device_command(argv: Sequence[str] | None = None) -> int:
     """`iot_client_coordinator.py`."""
-    log_to_stderr()
-    try:
-        config = parse_device(argv)
-        if config.demo:
-            from task_offload.demo import run_demo
-
-            return run_demo(config)
-        if config.profile:
-            from task_offload.profiling import run_profile
-
-            return run_profile(config)
-        from task_offload.device import run_device
-
-        return run_device(config)
-    except OffloadError as error:
-        return _failed("iot_client_coordinator.py", error)
+    return _command("iot_client_coordinator.py", _device, argv)
 
 
 def cloud_command(argv: Sequence[str] | None = None) -> int:
     """`cloud_server_coordinator.py`."""
+    return _command("cloud_server_coordinator.py", _cloud, argv)
+
+
+def _command(program: str, work: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
     log_to_stderr()
+    output.prepare()
     try:
-        config = parse_cloud(argv)
-        from task_offload.serve import run_cloud
-
-        return run_cloud(config)
+        return work(argv)
     except OffloadError as error:
-        return _failed("cloud_server_coordinator.py", error)
+        print(f"{program}: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, ConfigError) else 1
+    finally:
+        output.finish()
 
 
-def _failed(program: str, error: OffloadError) -> int:
-    print(f"{program}: {error}", file=sys.stderr, flush=True)
-    return 2 if isinstance(error, ConfigError) else 1
+def _device(argv: Sequence[str] | None) -> int:
+    config = parse_device(argv)
+    if config.demo:
+        from task_offload.demo import run_demo
+
+        return run_demo(config)
+    if config.profile:
+        from task_offload.profiling import run_profile
+
+        return run_profile(config)
+    from task_offload.device import run_device
+
+    return run_device(config)
+
+
+def _cloud(argv: Sequence[str] | None) -> int:
+    config = parse_cloud(argv)
+    from task_offload.serve import run_cloud
+
+    return run_cloud(config)

@@ -21,6 +21,7 @@ DEFAULT_PORT = 8089
 PICTURE_QUALITY = 90
 DRAIN_S = 5.0
 TASK_TIMEOUT_S = 30.0
+MOST_WORKERS = 1024  # more than one a core only helps tasks that wait for something
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] |
     )  # fmt: skip
     options = _Options(parser, environ)
     options.flag("--demo", "server and device on this machine, an emulated weak device and link, automatic mode")
-    options.add("--host", str, None, "the server's address", "HOST", metavar="ADDRESS")
+    options.add("--host", _host, None, "the server's address", "HOST", metavar="ADDRESS")
     port = f"the server's port (default {DEFAULT_PORT})"
     options.add("--port", _integer(1, 65535), DEFAULT_PORT, port, "PORT", metavar="PORT")
     options.add(
@@ -303,7 +304,7 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
     )
     options.add(
         "--workers",
-        _integer(1),
+        _integer(1, MOST_WORKERS),
         0,
         "how many items are worked on at a time (default: one a core)",
         "OFFLOAD_WORKERS",
@@ -411,6 +412,12 @@ def _report(text: str) -> Path:
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"{text} is not in a folder that you can write; name another file")
     return path
+
+
+def _host(text: str) -> str:
+    if re.search(r"[\s/@\[\]]", text) or re.fullmatch(r"[^:]*:\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name or an address alone; --port (or PORT) has the port")
+    return text
 
 
 def _device(text: str) -> str:

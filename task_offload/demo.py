@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 from task_offload.config import DeviceConfig, EmulatedLink
 from task_offload.errors import OffloadError
-from task_offload.run import say
+from task_offload.output import say
+from task_offload.run import open_source
 from task_offload.runner import Kind, Runner, States
+from task_offload.scheduling.table import figure
 from task_offload.task import Chain, Item, load_app
 from task_offload.wire.codec import Encoder
 
@@ -22,61 +26,66 @@ LINK = EmulatedLink(bytes_per_s=100e6 / 8, delay_s=0.005)
 DEMAND = 1.2  # times what the emulated device can do at the last split, so that the split has to move
 MEASURE_S = 2.0
 MEASURE_ITEMS = 40
+END_S = 10.0  # for the server, once its device has left
 
 
 def run_demo(config: DeviceConfig) -> int:
-    """Starts a server on a free port, runs a device against it, and ends both. Returns the device's exit status."""
+    """Starts a server on a free port, runs a device against it, and ends both. Returns the device's exit status.
+
+    Raises:
+        OffloadError: the app, its source or the server does not work.
+    """
     from task_offload.device import run_device
 
-    with tempfile.TemporaryDirectory(prefix="task-offload-demo-") as folder:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "task_offload.demo", folder],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OFFLOAD_APP": config.app, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,  # Ctrl-C is the device's; the server ends when the device has left
+    chain = load_app(config.app)
+    factor, link = config.emulate_cpu or CPU_FACTOR, config.emulate_link or LINK
+    split = chain.splits[-1]
+    fps = _fps_here(config, chain, split) / factor
+    target_fps = float(f"{DEMAND * fps:.2g}")
+    say(
+        f"demo: an emulated device {factor:g} times slower than this machine, which manages {figure(fps, 2)} FPS at "
+        f"split {split}; an emulated link of {link.bytes_per_s * 8 / 1e6:g} Mbit/s with {link.delay_s * 1000:g} ms "
+        f"delay; {target_fps:g} FPS wanted"
+    )
+    port_end, server_end = os.pipe()  # its stdout is for what the app prints
+    server = subprocess.Popen(
+        [sys.executable, "-m", "task_offload.demo", config.app, str(server_end), "tls" if config.use_tls else "no-tls"],
+        stdin=subprocess.PIPE,  # its end, however it comes, ends the server
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        pass_fds=[server_end],
+        start_new_session=True,  # Ctrl-C is the device's; the server ends when the device has left
+    )
+    assert server.stdin is not None
+    os.close(server_end)
+    try:
+        with os.fdopen(port_end) as told:
+            port = told.read()
+        if not port:
+            raise OffloadError("the demo's server did not start; its message stands above")
+        return run_device(
+            replace(
+                config,
+                host="127.0.0.1",
+                port=int(port),
+                split=split,
+                target_fps=target_fps,
+                emulate_cpu=factor,
+                emulate_link=link,
+                demo=False,
+            )
         )
+    finally:
+        server.stdin.close()
         try:
-            assert server.stdout is not None
-            port = server.stdout.readline().strip()
-            if not port:
-                raise OffloadError("the demo's server did not start; its message stands above")
-            chain = load_app(config.app)
-            factor, link = config.emulate_cpu or CPU_FACTOR, config.emulate_link or LINK
-            last_split = chain.splits[-1]
-            fps = _fps_here(config, chain, last_split) / factor
-            target_fps = float(f"{DEMAND * fps:.2g}")
-            say(
-                f"demo: an emulated device {factor:g} times slower than this machine, which manages {fps:.2g} FPS at "
-                f"split {last_split}; an emulated link of {link.bytes_per_s * 8 / 1e6:g} Mbit/s with "
-                f"{link.delay_s * 1000:g} ms delay; {target_fps:g} FPS wanted"
-            )
-            return run_device(
-                replace(
-                    config,
-                    host="127.0.0.1",
-                    port=int(port),
-                    split=last_split,
-                    target_fps=target_fps,
-                    emulate_cpu=factor,
-                    emulate_link=link,
-                    demo=False,
-                )
-            )
-        finally:
-            server.terminate()
-            assert server.stdout is not None
-            server.stdout.close()
-            try:
-                server.wait(10)
-            except subprocess.TimeoutExpired:
-                server.kill()
+            server.wait(END_S)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 def _fps_here(config: DeviceConfig, chain: Chain, split: int) -> float:
     """How many items a second one core of this machine can take to this split, payloads encoded."""
-    if chain.open_source is not None:
-        chain.open_source(config.source)
+    open_source(chain, config.source)
     runner, states = Runner(chain), States()
     encoder = Encoder(chain.payload_types, config.picture_quality)
     began = time.thread_time()
@@ -91,28 +100,39 @@ def _fps_here(config: DeviceConfig, chain: Chain, split: int) -> float:
     return items / max(time.thread_time() - began, 1e-6)
 
 
-def _serve(folder: Path) -> None:
-    """The demo's server: it prints its port first."""
+def _serve(app: str, told: int, use_tls: bool) -> None:
+    """The demo's server: it writes its port into a descriptor, and ends with its stdin."""
     from task_offload.config import CloudConfig
     from task_offload.observe.log import log_to_stderr
     from task_offload.serve import run_cloud
 
+    def end_with_stdin() -> None:
+        os.read(0, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def started(port: int) -> None:
+        threading.Thread(target=end_with_stdin, daemon=True).start()
+        with os.fdopen(told, "w") as file:
+            file.write(str(port))
+
     log_to_stderr()
-    run_cloud(
-        CloudConfig(
-            host="127.0.0.1",
-            port=0,
-            app=os.environ["OFFLOAD_APP"],
-            workers=os.cpu_count() or 1,
-            results=(f"sqlite:{folder / 'results.sqlite'}",),
-            state_dir=folder / "state",
-        ),
-        started=lambda port: print(port, flush=True),
-    )
+    with tempfile.TemporaryDirectory(prefix="task-offload-demo-") as folder:
+        run_cloud(
+            CloudConfig(
+                host="127.0.0.1",
+                port=0,
+                app=app,
+                workers=os.cpu_count() or 1,
+                results=(f"sqlite:{Path(folder) / 'results.sqlite'}",),
+                state_dir=Path(folder) / "state",
+                use_tls=use_tls,
+            ),
+            started,
+        )
 
 
 if __name__ == "__main__":
     try:
-        _serve(Path(sys.argv[1]))
+        _serve(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "tls")
     except OffloadError as error:
         sys.exit(f"demo server: {error}")

@@ -18,10 +18,11 @@ from task_offload.emulated_cpu import EmulatedCpu
 from task_offload.errors import ConfigError
 from task_offload.local_run import LocalRun
 from task_offload.pipeline import Pipeline
-from task_offload.run import MOST_WINDOWS, Run, complain, in_words, say, share_of
+from task_offload.run import MOST_WINDOWS, Run, complain, in_words, open_source, share_of
 from task_offload.scheduling.mix import Mixer
-from task_offload.scheduling.observation import Policy, Route
+from task_offload.scheduling.observation import Observation, Policy, Route
 from task_offload.scheduling.policy import Goal, ModelPolicy
+from task_offload.scheduling.table import figure
 from task_offload.spool import DiskSpool
 from task_offload.spooled_outbox import SpooledOutbox
 from task_offload.task import Chain, load_app
@@ -54,7 +55,7 @@ def run_device(config: DeviceConfig) -> int:
     check_device_name(config.device_name)
     chain = load_app(config.app)
     if config.split is not None:
-        _check_split(config.split, chain)
+        check_split(config.split, chain)
         config = _named_by_token(config)
     return LocalRun(config, chain).run() if config.split is None else OffloadRun(config, chain).run()
 
@@ -69,7 +70,8 @@ def _named_by_token(config: DeviceConfig) -> DeviceConfig:
     return replace(config, device_name=token.device)
 
 
-def _check_split(split: int, chain: Chain) -> None:
+def check_split(split: int, chain: Chain) -> None:
+    """Raises ConfigError if the chain cannot be split so."""
     splits = chain.splits
     if split not in splits:
         most = len(chain.tasks) - 1
@@ -118,7 +120,8 @@ class OffloadRun(Run):
         self._draining = False
         self._welcomed = threading.Event()
         self._link_busy_before = 0.0
-        self.rate = self.open_source()
+        self._observed_at = 0.0
+        self.rate = open_source(chain, config.source)
         self._newest = (config.overload or ("newest" if self.live else "block")) == "newest"
         earlier, self.session = self._sessions()
         address = (config.host, config.port)
@@ -168,7 +171,7 @@ class OffloadRun(Run):
         rate = self._source_rate()
         fps = min(predicted.capacity_fps, rate or math.inf)
         limit = "source" if fps < predicted.capacity_fps else predicted.limit
-        return f", split {splits or '-'} (the model: {fps:.4g} FPS, limited by the {limit})"
+        return f", split {splits or '-'} (the model: {figure(fps, 4)} FPS, limited by the {limit})"
 
     def _find_token(self) -> Token | None:
         assert self.config.host is not None
@@ -198,12 +201,13 @@ class OffloadRun(Run):
             config.duration_s,
             EmulatedCpu(config.emulate_cpu) if config.emulate_cpu else None,
         )
+        self.signals.listen()
         self.link.start()
         self.watchdog.ready()
-        say(f"{self.decision.reason}; server {config.host}:{config.port}")
+        self.say(f"{self.decision.reason}; server {config.host}:{config.port}")
         if self._wait_for_server():
             pipeline.start()
-            self.began_at = self._window_at = time.monotonic()
+            self.began_at = self._window_at = self._observed_at = time.monotonic()
             self._work(pipeline)
             self._drain(pipeline)
         self.link.abandon()
@@ -224,21 +228,22 @@ class OffloadRun(Run):
 
     def _work(self, pipeline: Pipeline) -> None:
         """Until the stream ends: prints, decisions, loads."""
-        observed_at = load_at = time.monotonic()
+        load_at = time.monotonic()
         while not (pipeline.ended or self.link.ended or self.signals.count):
             self.signals.woken.wait(0.05)
             now = time.monotonic()
             self.watchdog.beat()
-            if now - observed_at >= DECISION_S:
-                self._decide(now, now - observed_at)
-                observed_at = now
+            if now - self._observed_at >= DECISION_S:
+                self._decide(now)
             if self.window_due(now):
                 self.end_window(now, self.books.finished)
             if now - load_at >= LOAD_S:
                 self.link.tell_load(self.load.measure())
                 load_at = now
 
-    def _decide(self, now: float, interval_s: float) -> None:
+    def observe(self, now: float) -> Observation:
+        """What happened since the last call."""
+        interval_s, self._observed_at = now - self._observed_at, now
         link_busy = self.link.busy_s()
         backlog = self.meters.captured - self.books.ended
         observation = self.meters.observe(
@@ -246,6 +251,10 @@ class OffloadRun(Run):
             1024, self.link.away_since is not None,
         )  # fmt: skip
         self._link_busy_before = link_busy
+        return observation
+
+    def _decide(self, now: float) -> None:
+        observation = self.observe(now)
         decision = self.policy.decide(observation)
         if decision is None:
             return
@@ -254,7 +263,7 @@ class OffloadRun(Run):
         if decision.routine:
             return
         codec = f", codec {before.codec} -> {decision.codec}" if before.codec != decision.codec else ""
-        say(f"split {in_words(before.shares)} -> {in_words(decision.shares)}{codec}: {decision.reason}")
+        self.say(f"split {in_words(before.shares)} -> {in_words(decision.shares)}{codec}: {decision.reason}")
         self.decisions.append(
             {
                 "t": round(now - self.began_at, 3),
@@ -282,7 +291,7 @@ class OffloadRun(Run):
             if self.signals.count and not asked:
                 asked = True
                 deadline = time.monotonic() + self.config.drain_s
-                say(
+                self.say(
                     f"stopping: finishing what is on its way, for {self.config.drain_s:g} s at most; "
                     "Ctrl-C again stops at once"
                 )

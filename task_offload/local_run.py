@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 from task_offload.emulated_cpu import EmulatedCpu
 from task_offload.errors import OffloadError, SourceError
-from task_offload.run import Run, complain, say
+from task_offload.run import Run, complain, open_source
 from task_offload.runner import Kind, Runner, States, TaskErrorLog
 from task_offload.task import Item
 
@@ -20,7 +20,8 @@ class LocalRun(Run):
         config, chain, meters = self.config, self.chain, self.meters
         cpu = EmulatedCpu(config.emulate_cpu) if config.emulate_cpu is not None else None
         error: OffloadError | None = None
-        self.rate = self.open_source()
+        self.rate = open_source(chain, config.source)
+        self.signals.listen()
         self.began_at = self._window_at = due = time.monotonic()
         pace_s = self.pace_s()
         runner, states, errors = Runner(chain), States(), TaskErrorLog(chain.names)
@@ -28,7 +29,7 @@ class LocalRun(Run):
         session = os.urandom(16).hex()
         books = self.books
         self.watchdog.ready()
-        say(f"running all {tasks} tasks of {config.app} on this device; Ctrl-C ends it")
+        self.say(f"running all {tasks} tasks of {config.app} on this device; Ctrl-C ends it")
         while not self.signals.count and (config.items is None or books.captured < config.items):
             now = time.monotonic()
             if self.window_due(now):
@@ -60,15 +61,16 @@ class LocalRun(Run):
             books.captured += 1
             meters.captured += 1
             meters.splits[tasks] += 1
-            if outcome.kind is Kind.COMPLETED:
-                books.completed += 1
-            elif outcome.kind is Kind.FILTERED:
-                books.filtered += 1
-            else:
+            if outcome.kind is Kind.FAILED:
                 errors.failed(outcome, config.device_name, item.sequence)
                 books.dropped["task_error"] += 1
                 if outcome.task == 0:
                     self.signals.woken.wait(0.01)
+                continue
+            if outcome.kind is Kind.COMPLETED:
+                books.completed += 1
+            else:
+                books.filtered += 1
             meters.latency.add(sum(outcome.busy_ns[1:]) / 1e9)
         self.signals.in_task = False
         self.watchdog.stopping()

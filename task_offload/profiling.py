@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 from task_offload.config import DeviceConfig
-from task_offload.device import OffloadRun
+from task_offload.device import OffloadRun, check_split
 from task_offload.errors import OffloadError, PayloadError
 from task_offload.observe.report import write_report
+from task_offload.output import deliver
+from task_offload.run import open_source
 from task_offload.runner import Kind, Runner, States
 from task_offload.scheduling import table
 from task_offload.scheduling.cost_model import Costs, Payload
@@ -39,13 +41,15 @@ def run_profile(config: DeviceConfig) -> int:
         OffloadError: the app or its source cannot be used.
     """
     chain = load_app(config.app)
+    if config.split is not None:
+        check_split(config.split, chain)
     codecs = available_codecs() if config.codec == "auto" else (config.codec,)
-    if config.host is None:
-        costs, assumed = measure_here(config, chain, codecs)
-    else:
-        costs, assumed = _measure_with_cloud(config, chain, codecs)
+    measured = (_measure_with_cloud if config.host else measure_here)(config, chain, codecs)
+    if measured is None:
+        return 1
+    costs, assumed = measured
     names, target_fps = chain.names, config.target_fps
-    print(f"{assumed}\n\n{table.render(names, costs, target_fps)}")
+    deliver(f"{assumed}\n\n{table.render(names, costs, target_fps)}")
     if config.report is not None:
         profile = {
             "schema": 1,
@@ -77,8 +81,7 @@ class _Sums:
 
 
 def measure_here(config: DeviceConfig, chain: Chain, codecs: tuple[str, ...]) -> tuple[Costs, str]:
-    if chain.open_source is not None:
-        chain.open_source(config.source)
+    open_source(chain, config.source)
     runner, states = Runner(chain), States()
     encoder, decoder = Encoder(chain.payload_types, config.picture_quality), Decoder(chain.payload_types)
     tasks = len(chain.tasks)
@@ -171,13 +174,16 @@ class _Visitor:
         return None
 
 
-def _measure_with_cloud(config: DeviceConfig, chain: Chain, codecs: tuple[str, ...]) -> tuple[Costs, str]:
-    split = config.split if config.split in chain.splits else chain.splits[-1]
+def _measure_with_cloud(config: DeviceConfig, chain: Chain, codecs: tuple[str, ...]) -> tuple[Costs, str] | None:
+    """None if the session failed, which it has said itself."""
+    split = config.split or chain.splits[-1]
     visitor = _Visitor(chain, codecs, split)
     routes = visitor.estimates.routes
     items = config.items or len(routes) * VISITS * ITEMS_PER_VISIT
     run = OffloadRun(replace(config, split=split, target_fps=math.inf, items=items, report=None), chain, visitor)
-    status = run.run()
-    if status:
-        raise OffloadError("the session did not end well, so there is no profile")
+    if run.run():
+        return None
+    if not run.books.finished or run.signals.count:
+        raise OffloadError("the session ended before every split was measured, so there is no profile; run it again")
+    visitor.decide(run.observe(monotonic()))  # its last items
     return visitor.estimates.known(routes).costs, f"measured on {items} items with {config.host}:{config.port}"

@@ -8,16 +8,19 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from numbers import Real
 from types import FrameType
 from typing import Any
 
 from task_offload.config import DeviceConfig
-from task_offload.errors import AppError, OffloadError
+from task_offload.errors import AppError, OffloadError, SourceError
 from task_offload.observe.books import Books
 from task_offload.observe.load import LoadMeter
 from task_offload.observe.meters import DeviceMeters
 from task_offload.observe.report import load_report, write_report
 from task_offload.observe.watchdog import Watchdog
+from task_offload.output import say
 from task_offload.task import Chain
 
 WINDOW_S = 3.0  # between prints of the throughput
@@ -37,8 +40,16 @@ class Signals:
         self.count = 0
         self.woken = threading.Event()
         self.in_task = False
+
+    def listen(self) -> None:
+        """From now on. Until then Ctrl-C ends the process, which has nothing to finish yet."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._received)
+
+    def ask_to_stop(self) -> None:
+        """As the first signal does, if none came yet."""
+        self.count = max(self.count, 1)
+        self.woken.set()
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
@@ -46,8 +57,8 @@ class Signals:
         if self.in_task:
             if self.count > 1:
                 raise KeyboardInterrupt
-            # Not print: the task that was interrupted may be printing.
-            os.write(1, b"stopping: finishing this item; Ctrl-C again stops at once\n")
+            with suppress(OSError):  # not print: the task that was interrupted may be printing
+                os.write(1, b"stopping: finishing this item; Ctrl-C again stops at once\n")
 
 
 class Run:
@@ -67,17 +78,6 @@ class Run:
         self._finished_before = 0
         self._cloud_cpu_before_s = 0.0
         self._splits_before: dict[int, int] = {}
-
-    def open_source(self) -> float | None:
-        """Opens the app's source. Returns its rate, None if it is live or does not say."""
-        if self.chain.open_source is None:
-            if self.config.source is not None:
-                raise AppError(f"app {self.chain.app}: it takes no --source; give it an open_source(source)")
-            return None
-        rate = self.chain.open_source(self.config.source)
-        if rate is not None and not rate > 0:
-            raise AppError(f"app {self.chain.app}: open_source returned {rate!r}; it returns a rate above 0, or None")
-        return rate
 
     @property
     def live(self) -> bool:
@@ -112,7 +112,12 @@ class Run:
             }
         )
         del self.windows[:-MOST_WINDOWS]
-        say(f"average throughput {fps:7.2f} FPS{self.describe(shares)}")
+        self.say(f"average throughput {fps:7.2f} FPS{self.describe(shares)}")
+
+    def say(self, text: str) -> None:
+        """One line for people. Once nobody reads any more, the run ends in good order."""
+        if not say(text):
+            self.signals.ask_to_stop()
 
     def describe(self, shares: Mapping[str, float]) -> str:
         return ""
@@ -150,9 +155,31 @@ class Run:
         p50, p99 = (self.meters.latency.percentile(p) for p in (50, 99))
         times = f", latency p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms" if p50 and p99 else ""
         if books.captured or books.delivered_earlier:
-            say(f"{books.summary()}; {duration_s:.1f} s, {fps:.2f} FPS{times}")
+            self.say(f"{books.summary()}; {duration_s:.1f} s, {fps:.2f} FPS{times}")
         if self.config.report is not None:
             write_report(self.config.report, self.report(duration_s, more))
+
+
+def open_source(chain: Chain, source: str | None) -> float | None:
+    """Opens an app's source. Returns its rate in items a second, None if it is live or does not say.
+
+    Raises:
+        AppError: the app takes no source, or returned something else than a rate.
+        SourceError: it does not open.
+    """
+    if chain.open_source is None:
+        if source is not None:
+            raise AppError(f"app {chain.app}: it takes no --source; give it an open_source(source)")
+        return None
+    try:
+        rate = chain.open_source(source)
+    except OffloadError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise SourceError(f"app {chain.app}: its open_source raised {type(error).__name__}: {error}") from error
+    if rate is not None and not (isinstance(rate, Real) and rate > 0):
+        raise AppError(f"app {chain.app}: open_source returned {rate!r}; it returns a rate above 0, or None")
+    return rate
 
 
 def share_of(counts: Mapping[int, float]) -> dict[str, float]:
@@ -166,11 +193,6 @@ def in_words(shares: Mapping[int, float]) -> str:
     if len(shares) == 1:
         return str(next(iter(shares)))
     return " + ".join(f"{n} ({share:.0%})" for n, share in sorted(shares.items()))
-
-
-def say(text: str) -> None:
-    """One line for people, at once."""
-    print(text, flush=True)
 
 
 def complain(error: OffloadError) -> None:

@@ -7,10 +7,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 from task_offload.cloud import Cloud
 from task_offload.config import CloudConfig
+from task_offload.output import deliver, say
 from task_offload.transport.identity import CloudIdentity, default_state_dir
 
 FIRST_DEVICE = "device-1"  # enrolled at the first start
@@ -36,7 +38,8 @@ def run_cloud(config: CloudConfig, started: Callable[[int], None] | None = None)
         if signals > 1:
             os._exit(130)
         if started is None:  # a person may have done it; not print, since what was interrupted may be printing
-            os.write(2, b"stopping: finishing what has come in; Ctrl-C again stops at once\n")
+            with suppress(OSError):
+                os.write(2, b"stopping: finishing what has come in; Ctrl-C again stops at once\n")
         cloud.stop()
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -46,10 +49,7 @@ def run_cloud(config: CloudConfig, started: Callable[[int], None] | None = None)
     if started is not None:
         started(cloud.port)
     elif (line := cloud.enroll_first(FIRST_DEVICE)) is not None:
-        print(
-            f"paste this on a device, which is named {FIRST_DEVICE} then (--enroll NAME for others):\n{line}",
-            flush=True,
-        )
+        say(f"paste this on a device, which is named {FIRST_DEVICE} then (--enroll NAME for others):\n{line}")
     try:
         cloud.run()
     finally:
@@ -63,11 +63,14 @@ def _manage(config: CloudConfig) -> int:
     if config.enroll:
         if any(device.name == config.enroll for device in identity.list_devices()):
             print(f"{config.enroll} was enrolled before; its earlier token no longer works", file=sys.stderr)
-        print(identity.enroll(config.enroll))
+        deliver(identity.enroll(config.enroll))
     if config.revoke:
         identity.revoke(config.revoke)
-        print(f"{config.revoke} is shut out; a running server closes its connection within 2 s")
+        deliver(f"{config.revoke} is shut out; a running server closes its connection within 2 s")
     if config.list_devices:
-        for device in identity.list_devices():
-            print(f"{device.name}\tenrolled {time.strftime('%Y-%m-%d %H:%M', time.localtime(device.enrolled_at))}")
+        devices = identity.list_devices()
+        for device in devices:
+            deliver(f"{device.name}\tenrolled {time.strftime('%Y-%m-%d %H:%M', time.localtime(device.enrolled_at))}")
+        if not devices:
+            print("no device is enrolled; --enroll NAME lets one in", file=sys.stderr)
     return 0

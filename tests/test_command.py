@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from task_offload.errors import ConfigError
 from tests.support.processes import APPS
 
 COUNTER = str(APPS / "counter.py")
+SOURCE = str(APPS / "source.py")
 AT = ["--host", "127.0.0.1", "--no-tls", "--app", COUNTER]
 
 
@@ -68,6 +70,13 @@ def one_line(capsys: pytest.CaptureFixture[str], program: str) -> str:
         (["--app", "no_such_app"], "app no_such_app: there is no module of this name"),
         (["--app", "nowhere/app.py"], "there is no such file"),
         (["--app", COUNTER, "--source", "0"], "it takes no --source"),
+        (["--app", SOURCE, "--source", "words"], "open_source returned 'fast'; it returns a rate above 0, or None"),
+        (["--app", SOURCE, "--source", "nothing"], "open_source returned 0; it returns a rate above 0, or None"),
+        (["--profile", "99", "--app", COUNTER], "a split of 99 is not possible"),
+        (["--demo", "--app", "no_such_app"], "there is no module of this name"),
+        (["2", "--host", "192.0.2.7:8089"], "'192.0.2.7:8089' is not a name or an address alone; --port (or PORT) has"),
+        (["2", "--host", "http://cloud"], "'http://cloud' is not a name or an address alone"),
+        (["2", "--host", "[::1]"], "'[::1]' is not a name or an address alone"),
         (["--device-name", "../etc", "--app", COUNTER], "device name"),
         (["--device-name", "", "--app", COUNTER], "the device name is empty"),
         (["2", "--host", "192.0.2.7", "--no-tls", "--app", COUNTER], "192.0.2.7 is not a loopback address"),
@@ -83,7 +92,7 @@ def test_a_device_that_cannot_start(argv: list[str], says: str, capsys: pytest.C
     ("argv", "says"),
     [
         (["--port", "x"], "'x' is not a whole number"),
-        (["--workers", "0"], "0 is not 1 or more"),
+        (["--workers", "0"], "0 is not 1 to 1024"),
         (["--keep", "0"], "0 is not greater than 0"),
         (["--app", "no_such_app"], "there is no module of this name"),
         (["--no-tls"], "0.0.0.0 is not a loopback address"),
@@ -104,6 +113,43 @@ def test_a_server_that_cannot_start(argv: list[str], says: str, capsys: pytest.C
     argv = argv if "--app" in argv else ["--app", COUNTER, *argv]
     assert cloud_command(argv) == 2
     assert says in one_line(capsys, "cloud_server_coordinator.py")
+
+
+@pytest.mark.parametrize("source", ["gone", "raises"])
+@pytest.mark.parametrize("more", [[], ["--profile"], ["--demo"]])
+def test_a_source_that_does_not_open(source: str, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    says = {"gone": "camera 7 does not open", "raises": "its open_source raised ZeroDivisionError: by accident"}
+    assert device_command(["--app", SOURCE, "--source", source, *more]) == 1
+    assert says[source] in one_line(capsys, "iot_client_coordinator.py")
+
+
+def test_a_server_without_devices_says_how_to_let_one_in(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cloud_command(["--list-devices", "--state-dir", "state"]) == 0
+    assert capsys.readouterr() == ("", "no device is enrolled; --enroll NAME lets one in\n")
+    assert cloud_command(["--enroll", "garden", "--state-dir", "state"]) == 0
+    capsys.readouterr()
+    assert cloud_command(["--list-devices", "--state-dir", "state"]) == 0
+    listed = capsys.readouterr()
+    assert re.fullmatch(r"garden\tenrolled \d{4}-\d\d-\d\d \d\d:\d\d\n", listed.out)
+    assert listed.err == ""
+
+
+def test_an_address_of_another_machine_is_not_one_to_listen_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cloud_command(["--app", COUNTER, "--host", "192.0.2.1", "--port", "0", "--state-dir", "state"]) == 2
+    assert "--host takes an address of this machine" in one_line(capsys, "cloud_server_coordinator.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("nowhere", "No such file or directory"), (".", "Is a directory"), ("bytes", "it is not text")]
+)
+def test_a_token_file_that_cannot_be_read(
+    name: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bytes").write_bytes(b"\xff\xfe")
+    monkeypatch.setenv("OFFLOAD_TOKEN_FILE", name)
+    assert device_command(["2", "--host", "192.0.2.7", "--app", COUNTER]) == 2
+    line = one_line(capsys, "iot_client_coordinator.py")
+    assert f"OFFLOAD_TOKEN_FILE {name}: {says}; name the file that holds this device's token" in line
 
 
 def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:

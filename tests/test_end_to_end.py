@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.apps import expected_of_counter
-from tests.support.processes import Device, Lab, Row, Server, check_order
+from tests.support.processes import ROOT, Device, Lab, Row, Server, check_order
 
 pytestmark = pytest.mark.timeout(180)  # processes take their time on a busy machine
 COUNT = 60
@@ -452,6 +452,23 @@ def test_ctrl_c_while_waiting_for_the_server(lab: Lab) -> None:
     device.wait_for("no connection to")
     device.send(signal.SIGINT)
     assert device.finish(0)["items"]["captured"] == 0
+
+
+@pytest.mark.parametrize("split", [[], ["2", "--no-tls", "--host", "127.0.0.1"]], ids=["local", "manual"])
+def test_ctrl_c_while_the_source_opens(lab: Lab, split: list[str]) -> None:
+    gate = lab.gate("capture")
+    device = lab.device("source", *split, "--source", "slow", env={"CAPTURE_GATE": str(gate.path)})
+    device.wait_for("opening")
+    device.send(signal.SIGINT)
+    device.wait(0)
+    assert device.err == "stopped before it began"
+
+
+@pytest.mark.parametrize("script", ["iot_client_coordinator", "cloud_server_coordinator"])
+def test_a_missing_package_is_one_line(lab: Lab, script: str) -> None:
+    command = lab.python("-S", str(ROOT / f"{script}.py"))  # without site-packages
+    command.wait(1)
+    assert command.err == f"{script}.py: numpy is not installed; pip install -r requirements.txt"
 
 
 def test_twenty_devices_at_once_see_only_their_own_items(lab: Lab) -> None:

@@ -13,14 +13,18 @@ from task_offload.wire.messages import Load
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Writes a run report.
+    """Writes a run report. What is no ordinary file (a pipe, /dev/stdout) is written to, and not replaced.
 
     Raises:
         StoreError: the file cannot be written.
     """
-    temporary = path.with_name(path.name + ".part")
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     try:
-        temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            path.write_text(text)
+            return
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text(text)
         temporary.replace(path)
     except OSError as error:
         raise StoreError(f"the report {path} cannot be written: {error.strerror}; give another file") from error

@@ -140,7 +140,8 @@ def token_from_environment(environ: Mapping[str, str] = os.environ) -> Token | N
             with Path(path).open(encoding="utf-8") as file:
                 text = file.read(_TEXT_LIMIT)
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{where}: it cannot be read ({error})") from error
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise ConfigError(f"{where}: {reason}; name the file that holds this device's token") from error
     else:
         return None
     try:

@@ -1,4 +1,4 @@
-"""A source with a rate, or a live one, as --source says: "rate:50", "live", "none", "raises", "words"."""
+"""A source with a rate, or a live one, or one that does not open, as --source says."""
 
 import itertools
 
@@ -13,6 +13,9 @@ _limit = 40
 
 
 def open_source(source):
+    if source == "slow":
+        print("opening", flush=True)
+        _gate.wait()
     if source == "gone":
         raise SourceError("camera 7 does not open; is it plugged in?")
     if source == "raises":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,21 @@ def test_a_report_that_is_none_leaves_the_old_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_report(file, {"fps": math.nan})
     assert file.read_text() == "old"
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    (tmp_path / "report.json").write_text("a longer report of an earlier run")
+    link.symlink_to("report.json")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    for target in (pipe, link):
+        write_report(target, {"schema": 1})
+    assert json.loads(os.read(reader, 1000)) == {"schema": 1}
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert json.loads(link.read_text()) == {"schema": 1}
 
 
 def test_a_report_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
