@@ -155,9 +155,13 @@ class Registry:
         try:
             return _decode(content)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ConfigError) as error:
+            backup = self._folder / BACKUP_NAME
+            advice = "remove it"
+            if backup.exists():
+                advice = f"the list before its last change is in {backup}: copy that over it, or remove both"
             raise ConfigError(
-                f"{self._path}: the list of enrolled devices is damaged ({error}); the list before its last change is "
-                f"in {self._folder / BACKUP_NAME}: copy that over it, or remove both and enroll every device again"
+                f"{self._path}: the list of enrolled devices is damaged ({error}); {advice} and enroll every device "
+                "again"
             ) from error
 
     def _edit(self, change: Callable[[Mapping[str, EnrolledDevice]], dict[str, EnrolledDevice]]) -> None:

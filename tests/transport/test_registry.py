@@ -156,6 +156,13 @@ def test_a_damaged_file_names_the_backup_which_mends_it(tmp_path: Path, damage: 
     assert Registry(tmp_path).verify("pi", secret)
 
 
+def test_a_backup_that_is_not_there_is_not_named(registry: Registry, tmp_path: Path) -> None:
+    registry.enroll("pi")
+    (tmp_path / FILE_NAME).write_bytes(b"{")
+    with pytest.raises(ConfigError, match=r"\); remove it and enroll every device again$"):
+        Registry(tmp_path)
+
+
 def test_a_file_damaged_under_a_running_server_changes_nothing_and_is_told(
     registry: Registry, tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
