@@ -42,11 +42,13 @@ def run_demo(config: DeviceConfig) -> int:
     split = chain.splits[-1]
     fps = _fps_here(config, chain, split) / factor
     target_fps = float(f"{DEMAND * fps:.2g}")
-    say(
+    read = say(
         f"demo: an emulated device {factor:g} times slower than this machine, which manages {figure(fps, 2)} FPS at "
         f"split {split}; an emulated link of {link.bytes_per_s * 8 / 1e6:g} Mbit/s with {link.delay_s * 1000:g} ms "
         f"delay; {target_fps:g} FPS wanted"
     )
+    if not read:
+        return 0
     port_end, server_end = os.pipe()  # its stdout is for what the app prints
     server = subprocess.Popen(
         [sys.executable, "-m", "task_offload.demo", config.app, str(server_end), "tls" if config.use_tls else "no-tls"],

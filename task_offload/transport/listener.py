@@ -539,9 +539,11 @@ def _listen(host: str, port: int) -> socket.socket:
         if isinstance(error, OSError) and (error.errno or 0) < 0:  # of getaddrinfo; create_server gives it no type
             raise ConfigError(f"cannot listen on {host}: no address has this name; give one of this machine") from error
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        mend = "is a server running there already? choose another --port"
-        if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
-            mend = "--host takes an address of this machine, or 0.0.0.0 for all of them"
+        mend = {
+            errno.EADDRINUSE: "is a server running there already? choose another --port",
+            errno.EADDRNOTAVAIL: "--host takes an address of this machine, or 0.0.0.0 for all of them",
+            errno.EACCES: "ports below 1024 are the system's; choose another --port",
+        }.get(getattr(error, "errno", None) or 0, "choose another --host or --port")
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}; {mend}") from error
     sock.setblocking(False)
     return sock
