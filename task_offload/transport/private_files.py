@@ -36,14 +36,12 @@ def make_state_folder(folder: Path) -> Path:
         found = folder.stat()
     except OSError as error:
         raise ConfigError(
-            f"{folder}: this folder cannot be used ({error.strerror}); name another by --state-dir"
+            f"{folder}: this folder cannot be used ({error.strerror}); choose another --state-dir"
         ) from error
     if not stat.S_ISDIR(found.st_mode):
-        raise ConfigError(f"{folder}: this is not a folder; name another by --state-dir")
+        raise ConfigError(f"{folder}: this is not a folder; choose another --state-dir")
     if os.geteuid() not in (0, found.st_uid):
-        raise ConfigError(
-            f"{folder}: this folder belongs to another user; name another by --state-dir, or run as that user"
-        )
+        raise ConfigError(f"{folder}: this folder belongs to another user; choose another --state-dir, or be that user")
     if found.st_mode & _OTHERS_WRITE:
         raise ConfigError(f"{folder}: other users may write to this folder; run  chmod go-w {folder}")
     return folder

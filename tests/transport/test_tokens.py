@@ -148,8 +148,8 @@ def test_the_environment_gives_the_token_or_the_file_with_it(tmp_path: Path) -> 
 def test_a_wrong_environment_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^OFFLOAD_TOKEN: the token is incomplete"):
         token_from_environment({"OFFLOAD_TOKEN": format_token(TOKEN)[:50]})
-    with pytest.raises(ConfigError, match=r"^OFFLOAD_TOKEN_FILE .*missing.*cannot be read"):
+    with pytest.raises(ConfigError, match=r"^OFFLOAD_TOKEN_FILE .*missing: No such file or directory; name the file"):
         token_from_environment({"OFFLOAD_TOKEN_FILE": str(tmp_path / "missing")})
     (tmp_path / "photo").write_bytes(b"\xff\xd8" * 5000)
-    with pytest.raises(ConfigError, match=r"^OFFLOAD_TOKEN_FILE .*photo.*cannot be read"):
+    with pytest.raises(ConfigError, match=r"^OFFLOAD_TOKEN_FILE .*photo: it is not text; name the file"):
         token_from_environment({"OFFLOAD_TOKEN_FILE": str(tmp_path / "photo")})
