@@ -51,7 +51,7 @@ def test_an_existing_folder_may_be_readable_but_not_writable_by_others(tmp_path:
 def test_a_folder_that_cannot_be_used_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "folder", Path("/proc/nothing/here")):
-        with pytest.raises(ConfigError, match=r"folder.*name another"):
+        with pytest.raises(ConfigError, match=r"folder.*choose another --state-dir"):
             make_state_folder(path)
 
 
