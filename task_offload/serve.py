@@ -69,8 +69,10 @@ def _manage(config: CloudConfig) -> int:
         deliver(f"{config.revoke} is shut out; a running server closes its connection within 2 s")
     if config.list_devices:
         devices = identity.list_devices()
+        width = max((len(device.name) for device in devices), default=0)
         for device in devices:
-            deliver(f"{device.name}\tenrolled {time.strftime('%Y-%m-%d %H:%M', time.localtime(device.enrolled_at))}")
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(device.enrolled_at))
+            deliver(f"{device.name:<{width}}  enrolled {when}")
         if not devices:
             print("no device is enrolled; --enroll NAME lets one in", file=sys.stderr)
     return 0

@@ -126,11 +126,13 @@ def test_a_source_that_does_not_open(source: str, more: list[str], capsys: pytes
 def test_a_server_without_devices_says_how_to_let_one_in(capsys: pytest.CaptureFixture[str]) -> None:
     assert cloud_command(["--list-devices", "--state-dir", "state"]) == 0
     assert capsys.readouterr() == ("", "no device is enrolled; --enroll NAME lets one in\n")
-    assert cloud_command(["--enroll", "garden", "--state-dir", "state"]) == 0
+    for name in ("garden", "porch 2"):
+        assert cloud_command(["--enroll", name, "--state-dir", "state"]) == 0
     capsys.readouterr()
     assert cloud_command(["--list-devices", "--state-dir", "state"]) == 0
     listed = capsys.readouterr()
-    assert re.fullmatch(r"garden\tenrolled \d{4}-\d\d-\d\d \d\d:\d\d\n", listed.out)
+    when = r"enrolled \d{4}-\d\d-\d\d \d\d:\d\d\n"
+    assert re.fullmatch(f"garden   {when}porch 2  {when}", listed.out)
     assert listed.err == ""
 
 

@@ -113,7 +113,7 @@ def test_the_enrolled_devices_are_listed(lab: Lab) -> None:
         "--state-dir", str(lab.folder / "state"), "--list-devices",
     )  # fmt: skip
     listing.wait(0)
-    assert re.fullmatch(r"a-device\tenrolled .+\nb-device\tenrolled .+", listing.out)
+    assert re.fullmatch(r"a-device  enrolled .+\nb-device  enrolled .+", listing.out)
 
 
 def test_a_rebuilt_server_is_not_trusted_by_a_running_device(lab: Lab) -> None:
