@@ -274,7 +274,7 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
         "--host",
         str,
         CloudConfig.host,
-        f"address to listen on (default {CloudConfig.host})",
+        f"address to listen on; :: takes IPv6 and IPv4 (default {CloudConfig.host})",
         "OFFLOAD_LISTEN",
         metavar="ADDRESS",
     )

@@ -45,7 +45,8 @@ def run_cloud(config: CloudConfig, started: Callable[[int], None] | None = None)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     cloud.start()
-    print(f"listening on {config.host}:{cloud.port}, running {config.app}", file=sys.stderr, flush=True)
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    print(f"listening on {host}:{cloud.port}, running {config.app}", file=sys.stderr, flush=True)
     if started is not None:
         started(cloud.port)
     elif (line := cloud.enroll_first(FIRST_DEVICE)) is not None:

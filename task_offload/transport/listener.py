@@ -285,7 +285,7 @@ class Listener:
                 return
             if silent is not None:
                 self._too_late(silent, self._limits.give_way_s)
-            self._open(sock, address[0])
+            self._open(sock, address[0].removeprefix("::ffff:"))  # IPv4 on a socket for both
 
     def _who_gives_way(self) -> Connection | None:
         """The connection that has been silent for longest, of the address that has the most; None if it may stay."""
@@ -526,22 +526,21 @@ def one_line(text: str) -> str:
 def _origin(address: str) -> str:
     """What tells one peer from another: an IPv4 address, or the network of an IPv6 address, of 64 bits."""
     parsed = ip_address(address.partition("%")[0])
-    if parsed.version == 4:
-        return address
-    return str(parsed.ipv4_mapped or IPv6Address(int(parsed) >> 64 << 64))
+    return address if parsed.version == 4 else str(IPv6Address(int(parsed) >> 64 << 64))
 
 
 def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        sock = socket.create_server((host, port), family=family, backlog=1024)
+        both = host == "::" and socket.has_dualstack_ipv6()
+        sock = socket.create_server((host, port), family=family, backlog=1024, dualstack_ipv6=both)
     except (OSError, OverflowError) as error:
         if isinstance(error, OSError) and (error.errno or 0) < 0:  # of getaddrinfo; create_server gives it no type
             raise ConfigError(f"cannot listen on {host}: no address has this name; give one of this machine") from error
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         mend = {
             errno.EADDRINUSE: "is a server running there already? choose another --port",
-            errno.EADDRNOTAVAIL: "--host takes an address of this machine, or 0.0.0.0 for all of them",
+            errno.EADDRNOTAVAIL: "--host takes an address of this machine, 0.0.0.0 for all of IPv4, or :: for all",
             errno.EACCES: "ports below 1024 are the system's; choose another --port",
         }.get(getattr(error, "errno", None) or 0, "choose another --host or --port")
         raise ConfigError(f"cannot listen on {host}:{port}: {reason}; {mend}") from error

@@ -19,8 +19,8 @@ PATIENCE_S = 20.0
 class Peer:
     """A device's end of a connection, by hand."""
 
-    def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+    def __init__(self, port: int, address: str = "127.0.0.1") -> None:
+        self.socket = socket.create_connection((address, port), timeout=PATIENCE_S)
         self._reader = FrameReader(MemoryPool(0), FrameLimits())
         self._frames: list[Frame] = []
 

@@ -100,11 +100,11 @@ class Handler:
 
 
 class World:
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, host: str = "127.0.0.1", **limits: Any) -> None:
         self.clock = Clock()
         self.handler = Handler()
         self.listener = Listener(
-            "127.0.0.1",
+            host,
             0,
             self.handler,
             lambda: CloudSide(3, (1, 2)),
@@ -241,7 +241,6 @@ def test_strangers_from_one_address_are_few(make: Callable[..., World]) -> None:
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
         ("2001:db8:1:2::9", "2001:db8:1:2::"),
         ("fe80::1%eth0", "fe80::"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
     ],
 )
 def test_an_ipv6_peer_has_a_network_of_addresses(address: str, origin: str) -> None:
@@ -566,6 +565,18 @@ def test_a_port_in_use() -> None:
         f"cannot listen on 127.0.0.1:{port}: Address already in use; is a server running there already? "
         "choose another --port"
     )
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_all_addresses_of_ipv6_are_those_of_ipv4_too(make: Callable[..., World], address: str) -> None:
+    world = make(host="::")
+    with Peer(world.listener.port, address) as peer:
+        peer.send(HELLO)
+        peer.until(Kind.WELCOME)
+    connection = world.handler.connection
+    assert connection is not None
+    assert connection.address == address
 
 
 def test_an_address_that_is_not_ours() -> None:
