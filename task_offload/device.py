@@ -263,7 +263,8 @@ class OffloadRun(Run):
         if decision.routine:
             return
         codec = f", codec {before.codec} -> {decision.codec}" if before.codec != decision.codec else ""
-        self.say(f"split {in_words(before.shares)} -> {in_words(decision.shares)}{codec}: {decision.reason}")
+        moved = f" -> {in_words(decision.shares)}" if before.shares != decision.shares else ""
+        self.say(f"split {in_words(before.shares)}{moved}{codec}: {decision.reason}")
         self.decisions.append(
             {
                 "t": round(now - self.began_at, 3),

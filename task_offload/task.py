@@ -185,7 +185,7 @@ def load_app(app: str) -> Chain:
     if not isinstance(functions, Sequence) or isinstance(functions, str):
         raise AppError(f"app {app}: it exports no list named 'tasks'; add  tasks = [first_task, ..., last_task]")
     if not 2 <= len(functions) <= MAX_TASKS:
-        raise AppError(f"app {app}: 'tasks' has the length {len(functions)}; a chain has 2 to {MAX_TASKS} tasks")
+        raise AppError(f"app {app}: 'tasks' has {len(functions)} entries; a chain has 2 to {MAX_TASKS} tasks")
     for number, function in enumerate(functions, 1):
         if not callable(function):
             raise AppError(f"app {app}: entry {number} of 'tasks' is {function!r:.60}; put a function there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -140,7 +141,7 @@ def test_no_tls_and_tls_do_not_meet(lab: Lab) -> None:
     plain = lab.server("counter", "--no-tls")
     token = lab.enroll("device")
     secure_device = lab.device("counter", "2", port=plain.port, env=remote(token))
-    secure_device.wait_for("no connection to 127.0.0.1:.*TLS")
+    secure_device.wait_for("no connection to 127.0.0.1:.*: no TLS connection: the peer sent something else than TLS")
     secure_device.kill()
     plain.wait_for("connection from 127.0.0.1 refused: ")
     plain.stop()
@@ -148,7 +149,9 @@ def test_no_tls_and_tls_do_not_meet(lab: Lab) -> None:
     plain_device = lab.device("counter", "2", "--no-tls", port=secure.port)
     plain_device.wait_for("no connection to 127.0.0.1:")
     plain_device.kill()
-    secure.wait_for("no TLS connection")
+    secure.wait_for("no TLS connection: the peer sent something else than TLS")
+    socket.create_connection(("127.0.0.1", secure.port)).close()  # as the README looks whether the port is open
+    secure.wait_for("no TLS connection: the peer ended it within the handshake")
     assert secure.stop()["sessions"] == []
 
 

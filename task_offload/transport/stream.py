@@ -163,7 +163,7 @@ class Stream:
             self.wants_write = False
             return False
         except (OSError, ValueError) as error:
-            raise LinkError(f"no TLS connection: {error}") from error
+            raise LinkError(f"no TLS connection: {_why(error)}") from error
         self.wants_write = False
         return True
 
@@ -221,3 +221,12 @@ class Waker:
     def close(self) -> None:
         self._read.close()
         self._write.close()
+
+
+def _why(error: OSError | ValueError) -> str:
+    """The two usual reasons in words, others as OpenSSL has them."""
+    if isinstance(error, ssl.SSLEOFError):
+        return "the peer ended it within the handshake"
+    if isinstance(error, ssl.SSLError) and error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST"):
+        return "the peer sent something else than TLS"
+    return str(error)
