@@ -131,6 +131,7 @@ def test_a_rebuilt_server_is_not_trusted_by_a_running_device(lab: Lab) -> None:
     shutil.rmtree(lab.folder / "state")
     second = lab.server("counter", port=server.port)
     device.wait_for("has another certificate than the token names")
+    second.wait_for("left before it introduced itself; does its token name another certificate")
     gate.close()
     device.finish(None)
     assert second.stop()["sessions"] == []

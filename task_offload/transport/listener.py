@@ -379,6 +379,9 @@ class Listener:
             if count is None:
                 break
             if count == 0:
+                if connection.liveness is None and self._tls is not None:  # it has seen this server's certificate
+                    self.rejected["connection"] += 1
+                    self._say(connection, "left before it introduced itself; does its token name another certificate?")
                 self._close(connection, "the device closed the connection")
                 return
             frames = connection.reader.received(count)

@@ -14,15 +14,20 @@ import base64
 import binascii
 import hashlib
 import hmac
+import logging
 import os
+import stat
 import struct
 import unicodedata
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from task_offload.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 PREFIX = "offload1_"
 NAME_LIMIT_BYTES = 64
@@ -126,6 +131,11 @@ def parse_token(text: str) -> Token:
     return Token(device, body[begin : begin + FINGERPRINT_BYTES], body[begin + FINGERPRINT_BYTES :])
 
 
+@lru_cache(maxsize=16)  # the file is read again before each connection
+def _warn_of_readers(path: str) -> None:
+    log.warning("every user of this machine can read this device's token; run  chmod 600 %s", path)
+
+
 def token_from_environment(environ: Mapping[str, str] = os.environ) -> Token | None:
     """The token of $OFFLOAD_TOKEN, or of the file that $OFFLOAD_TOKEN_FILE names; None where neither is set.
 
@@ -138,6 +148,8 @@ def token_from_environment(environ: Mapping[str, str] = os.environ) -> Token | N
         where = f"{TOKEN_FILE_VARIABLE} {path}"
         try:
             with Path(path).open(encoding="utf-8") as file:
+                if os.fstat(file.fileno()).st_mode & stat.S_IROTH:
+                    _warn_of_readers(path)
                 text = file.read(_TEXT_LIMIT)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"

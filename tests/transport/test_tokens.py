@@ -137,12 +137,24 @@ def test_trusts_one_certificate_only() -> None:
 def test_the_environment_gives_the_token_or_the_file_with_it(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(format_token(TOKEN) + "\n")
+    file.chmod(0o600)
     other = Token("other", bytes(32), bytes(32))
     assert token_from_environment({}) is None
     assert token_from_environment({"OFFLOAD_TOKEN": "", "OFFLOAD_TOKEN_FILE": ""}) is None
     assert token_from_environment({"OFFLOAD_TOKEN": format_token(other)}) == other
     assert token_from_environment({"OFFLOAD_TOKEN_FILE": str(file)}) == TOKEN
     assert token_from_environment({"OFFLOAD_TOKEN": format_token(other), "OFFLOAD_TOKEN_FILE": str(file)}) == other
+
+
+def test_a_token_file_that_everybody_can_read_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Some systems that hand secrets out make them so."""
+    file = tmp_path / "token"
+    file.write_text(format_token(TOKEN))
+    for mode, lines in ((0o600, 0), (0o640, 0), (0o644, 1), (0o644, 1)):
+        file.chmod(mode)
+        assert token_from_environment({"OFFLOAD_TOKEN_FILE": str(file)}) == TOKEN
+        assert len(caplog.records) == lines
+    assert caplog.records[0].message.endswith(f"run  chmod 600 {file}")
 
 
 def test_a_wrong_environment_is_named_in_the_error(tmp_path: Path) -> None:
