@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 
 from tests.support.fault_proxy import FaultProxy
 from tests.support.processes import APPS, ROOT, Lab
+
+# A shell's background job ignores Ctrl-C, and so would all that the tests start; they are about what it does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = ROOT.parent / "shared" / "data"
 
