@@ -1,22 +1,25 @@
-"""Automatic mode on real weak devices and links, beside every fixed split.
+"""Automatic mode on real weak devices and links, beside every fixed split and beside the simulation.
 
-    python3 -m benchmarks.scheduler_live                         three chains, six scenarios
+    python3 -m benchmarks.scheduler_live --json live.json                three chains, six scenarios
     python3 -m benchmarks.scheduler_live --chain ball --scenario "quota 0.1" --rounds 1
-    python3 -m benchmarks.scheduler_live --forerunner            the slow-link figures beside the sequential design
+    python3 -m benchmarks.scheduler_live --json live.json --table        only prints what the file holds
 
 It drives the project's `device-lab` (CPU quotas, a shaped link, network namespaces; root on Linux), see
 `device_lab.py`. Device and cloud are real processes; pictures as JPEG, TLS and recording as usual. For each chain and
 scenario:
 
 1. A sweep over all fixed splits (manual mode, `--codec auto`) finds the fastest, and the cheapest that meets a target.
-   The target is `--share` of what the best fixed split reaches in its worst phase.
+   The target is `TARGET_SHARE` of what the best fixed split reaches in its worst phase.
 2. In turn with these two, automatic mode runs from a bad start (the slowest fixed split): asked for more than can be
    reached, it must have at least 0.95 of the fastest one's FPS; asked for the target, it must meet it with at most 1.05
-   times the cheapest one's CPU in the cloud for an item. Medians of the rounds count.
+   times the cheapest one's CPU in the cloud for an item. Ratios are taken round by round; their medians count.
 3. The simulation predicts each fixed split in a world of the same quota and link, whose chain is as measured here.
 
 What counts are windows of 3 s of the device's report: after a warm-up of 2 windows (a fixed split's: 1), and without
 those in which the quota or the link has just changed. A target is met with `MEETS` of it in the worst phase.
+
+`--json` keeps every run. A later call with the same file goes on where it ended: with the scenarios that are not there
+yet, and with the rounds that `--rounds` asks for beyond those that are.
 """
 
 from __future__ import annotations
@@ -24,18 +27,17 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import sqlite3
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from benchmarks import synthetic_chain
 from benchmarks.device_lab import SCRIPT, Conditions, JobError, Lab, why_not
-from benchmarks.harness import in_turn, print_table, verdict
+from benchmarks.harness import in_turn, median_ratio, print_table, verdict
 from task_offload.run import WINDOW_S
 from task_offload.scheduling.cost_model import Costs, Payload
 from task_offload.scheduling.simulation import laboratory
@@ -44,10 +46,15 @@ from task_offload.scheduling.simulation.worlds import TLS_S_PER_BYTE, ChainModel
 
 MEETS = 0.97  # of the target: what the scheduler itself tolerates, and what the simulation's judge takes
 FASTEST_BAR, COST_BAR = 0.95, 1.05
+TARGET_SHARE = 0.8
 WARM_FIXED, WARM_AUTO, SETTLE = 1, 2, 1  # windows that do not count: at the start, and after a change
 LATE_S = 0.7  # a change comes this much after a window begins: a device starts its clock when it is connected
 UNREACHABLE_FPS = 100_000
 CLOUD_CORES = 2
+TRACE_BEGINS_S = 10
+ITEM_S = 0.5e-3  # of the device for each item, beside tasks and encoding: threads, queues, acks, meters
+
+FASTEST, CHEAPEST, MOST, TARGET = "fastest", "cheapest", "auto, all it can", "auto, target"
 
 
 @dataclass(frozen=True)
@@ -71,10 +78,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Phases one after the other, on some devices at once."""
+    """Phases one after the other, on some devices at once. `windows` of each phase count."""
 
     name: str
     phases: tuple[Phase, ...]
+    windows: int = 2
     devices: int = 1
 
 
@@ -95,9 +103,9 @@ def scenarios(trace: Sequence[float]) -> tuple[Scenario, ...]:
     return (
         Scenario("quota 0.25, 40 Mbit/s", (Phase(0.25, 40.0),)),
         Scenario("quota 0.1, 100 Mbit/s", (Phase(0.1, 100.0),)),
-        Scenario("quota 1, Verizon x3", (Phase(1.0, tuple(3.0 * rate for rate in trace)),)),
+        Scenario("quota 1, Verizon x3", (Phase(1.0, tuple(3.0 * rate for rate in trace)),), windows=4),
         Scenario("quota halves", (Phase(0.5, 40.0), Phase(0.25, 40.0))),
-        Scenario("link to a fifth and back", (Phase(0.25, 100.0), Phase(0.25, 20.0), Phase(0.25, 100.0))),
+        Scenario("link to a fifth and back", (Phase(0.25, 100.0), Phase(0.25, 20.0), Phase(0.25, 100.0)), windows=1),
         Scenario("8 devices at 0.1", (Phase(0.1, 0.0),), devices=8),
     )
 
@@ -153,70 +161,71 @@ class Plan:
         return found
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What a run gave, over all devices.
+Run = dict[str, Any]
+"""A run as `--json` keeps it: `fps`, `worst_fps`, `cloud_ms` (see `figures`), and the devices' `reports`."""
 
-    Attributes:
-        fps: items a second in the windows that count, of one device on average.
-        worst_fps: in the phase that has the least.
-        cloud_ms: CPU of the cloud for an item.
-        least: the slowest device's share of the average.
-        reports: the devices'.
+
+def figures(reports: Sequence[Mapping[str, Any]], plan: Plan) -> Run:
+    """What the windows that count gave, over all devices.
+
+    Returns:
+        `fps`, items a second of one device on average; `worst_fps`, the same in the phase that has the least; and
+        `cloud_ms`, CPU of the cloud for an item.
+
+    Raises:
+        JobError: a report has fewer windows than its run should have.
     """
+    phases = [plan.counted_windows(report["windows"]) for report in reports]
+    if any(len(windows) < plan.counted for device in phases for windows in device):
+        raise JobError("a report has fewer windows than its run should have")
+    of_phase = [fmean(window["fps"] for windows in each for window in windows) for each in zip(*phases, strict=True)]
+    counted = [window for device in phases for windows in device for window in windows]
+    items = sum(window["fps"] * WINDOW_S for window in counted)
+    cloud_s = sum(window["cloud_cpu_s"] for window in counted)
+    return {
+        "fps": fmean(of_phase),
+        "worst_fps": min(of_phase),
+        "cloud_ms": 1e3 * cloud_s / items if items else float("inf"),
+    }
 
-    fps: float
-    worst_fps: float
-    cloud_ms: float
-    least: float = 1.0
-    reports: tuple[Mapping[str, Any], ...] = ()
 
-    @staticmethod
-    def of(reports: Sequence[Mapping[str, Any]], plan: Plan) -> Figures:
-        phases = [plan.counted_windows(report["windows"]) for report in reports]
-        if any(not windows for device in phases for windows in device):
-            raise JobError("a report has fewer windows than its run should have")
-        of_device = [[fmean(window["fps"] for window in windows) for windows in device] for device in phases]
-        counted = [window for device in phases for windows in device for window in windows]
-        items = sum(window["fps"] * WINDOW_S for window in counted)
-        cloud_s = sum(window["cloud_cpu_s"] for window in counted)
-        fps = [fmean(each) for each in of_device]
-        return Figures(
-            fmean(fps),
-            min(fmean(each) for each in zip(*of_device, strict=True)),
-            1e3 * cloud_s / items if items else float("inf"),
-            min(fps) / fmean(fps) if any(fps) else 0.0,
-            tuple(reports),
-        )
+@dataclass(frozen=True)
+class Aims:
+    """What a sweep says: the fixed splits to compare with, the target, and the worst split to start from."""
+
+    fastest: int
+    cheapest: int
+    slowest: int
+    target_fps: float
 
     @staticmethod
-    def median(of: Sequence[Figures]) -> Figures:
-        return Figures(
-            *(median(getattr(each, name) for each in of) for name in ("fps", "worst_fps", "cloud_ms", "least"))
+    def of(sweep: Mapping[int, Run]) -> Aims:
+        target_fps = float(f"{TARGET_SHARE * max(run['worst_fps'] for run in sweep.values()):.3g}")
+        meeting = [split for split, run in sweep.items() if run["worst_fps"] >= MEETS * target_fps]
+        return Aims(
+            max(sweep, key=lambda split: sweep[split]["fps"]),
+            min(meeting, key=lambda split: sweep[split]["cloud_ms"]),
+            min(sweep, key=lambda split: sweep[split]["fps"]),
+            target_fps,
         )
 
-
-def fastest(sweep: Mapping[int, Figures]) -> int:
-    """The split with the most FPS."""
-    return max(sweep, key=lambda split: sweep[split].fps)
-
-
-def target_of(sweep: Mapping[int, Figures], share: float) -> float:
-    """A target that a fixed split meets in every phase: `share` of what the best of them reaches in its worst."""
-    return float(f"{share * max(each.worst_fps for each in sweep.values()):.3g}")
-
-
-def cheapest(sweep: Mapping[int, Figures], target_fps: float) -> int:
-    """The split with the least cloud CPU for an item among those that meet the target."""
-    meeting = [split for split, each in sweep.items() if each.worst_fps >= MEETS * target_fps]
-    return min(meeting, key=lambda split: sweep[split].cloud_ms)
+    def contenders(self) -> dict[str, list[str]]:
+        """What runs in turn, by name: the words of the device's command."""
+        found = {
+            FASTEST: [str(self.fastest)],
+            MOST: [str(self.slowest), str(UNREACHABLE_FPS)],
+            TARGET: [str(self.slowest), f"{self.target_fps:g}"],
+        }
+        if self.cheapest != self.fastest:
+            found[CHEAPEST] = [str(self.cheapest)]
+        return found
 
 
 # -- the simulation beside it -------------------------------------------------------------------------------------
 
 
 def chain_model(names: Sequence[str], costs: Costs, splits: Sequence[int]) -> ChainModel:
-    """The simulation's chain with the costs that were measured here; sending and TLS by the project's numbers."""
+    """The simulation's chain with the costs that were measured here; TLS and `ITEM_S` by the project's numbers."""
     codecs = sorted({codec for _, codec in costs.payloads})
     none = Payload(0.0, 0.0, 0.0)
     of_codec = {}
@@ -225,7 +234,7 @@ def chain_model(names: Sequence[str], costs: Costs, splits: Sequence[int]) -> Ch
         for split in range(1, len(costs.device_s)):
             each = costs.payloads.get((split, codec), none)
             tls_s = each.size_bytes * TLS_S_PER_BYTE
-            found.append(Payload(each.size_bytes, each.encode_s + tls_s, each.decode_s + tls_s))
+            found.append(Payload(each.size_bytes, each.encode_s + tls_s + ITEM_S, each.decode_s + tls_s))
         of_codec[codec] = tuple(found)
     return ChainModel(
         tuple(names),
@@ -312,9 +321,9 @@ class Bench:
             assert not any(each["items"]["dropped"].values()), each["items"]
         return found
 
-    def run(self, words: Sequence[str], plan: Plan) -> Figures:
+    def run(self, words: Sequence[str], plan: Plan) -> Run:
         reports = self.reports(words, plan.seconds, plan.conditions(self._scenario.phases))
-        return Figures.of(reports, plan)
+        return {**figures(reports, plan), "reports": reports}
 
     def costs(self) -> tuple[list[str], Costs]:
         """The chain's costs at full speed."""
@@ -325,231 +334,143 @@ class Bench:
         return answers[0].result
 
 
-def run_scenario(arguments: argparse.Namespace, chain: LiveChain, scenario: Scenario, folder: Path) -> dict[str, Any]:
-    """The sweep, the rounds and the verdicts of one chain in one scenario."""
-    with Lab(arguments.lab, chain.app, folder, scenario.devices, chain.environment, chain.source) as lab:
+def measure(
+    lab_script: Path,
+    chain: LiveChain,
+    scenario: Scenario,
+    folder: Path,
+    rounds: int,
+    found: dict[str, Any],
+    save: Callable[[], None],
+) -> None:
+    """Adds to `found` what it lacks: the simulation's predictions, the sweep, and rounds. Saves after each run."""
+    phases = len(scenario.phases)
+    fixed, auto = Plan(phases, WARM_FIXED, scenario.windows), Plan(phases, WARM_AUTO, scenario.windows)
+    with Lab(lab_script, chain.app, folder, scenario.devices, chain.environment, chain.source) as lab:
         bench = Bench(lab, chain, scenario, folder)
-        names, costs = bench.costs()
-        count = len(scenario.phases)
-        counted = arguments.windows
-        if isinstance(scenario.phases[0].mbit, tuple):
-            counted *= 2  # a recorded link has moods
-        sweep_plan = Plan(count, WARM_FIXED, max(1, counted - 1) if count > 1 else counted)
-        sweep = {split: bench.run([str(split)], sweep_plan) for split in chain.splits}
-        best = fastest(sweep)
-        worst = min(sweep, key=lambda split: sweep[split].fps)
-        target_fps = target_of(sweep, arguments.share)
-        cheap = cheapest(sweep, target_fps)
-        fixed, auto = Plan(count, WARM_FIXED, counted), Plan(count, WARM_AUTO, counted)
-        contenders: dict[str, tuple[list[str], Plan]] = {
-            "fastest": ([str(best)], fixed),
-            "auto, all it can": ([str(worst), str(UNREACHABLE_FPS)], auto),
-            "auto, target": ([str(worst), f"{target_fps:g}"], auto),
-        }
-        if cheap != best:
-            contenders["cheapest"] = ([str(cheap)], fixed)
-        runs: dict[str, list[Figures]] = {name: [] for name in contenders}
-        for name in in_turn(list(contenders), arguments.rounds):
-            runs[name].append(bench.run(*contenders[name]))
-        runs.setdefault("cheapest", runs["fastest"])
-    return {
-        "chain": chain.name,
-        "scenario": scenario.name,
-        "sweep": {split: asdict(each) for split, each in sweep.items()},
-        "predicted": predict(chain_model(names, costs, chain.splits), scenario),
-        "profile": {
-            "device_ms": [1e3 * each for each in costs.device_s],
-            "payloads": {f"{split} {codec}": list(each) for (split, codec), each in costs.payloads.items()},
-        },
-        "fastest_split": best,
-        "cheapest_split": cheap,
-        "start": worst,
-        "target_fps": target_fps,
-        "runs": {name: [asdict(each) for each in of] for name, of in runs.items()},
-        "medians": {name: asdict(Figures.median(of)) for name, of in runs.items()},
-    }
+        if "sweep" not in found:
+            names, costs = bench.costs()
+            found["predicted"] = predict(chain_model(names, costs, chain.splits), scenario)
+            found["sweep"] = {split: bench.run([str(split)], fixed) for split in chain.splits}
+            save()
+        contenders = Aims.of(found["sweep"]).contenders()
+        runs: dict[str, list[Run]] = found.setdefault("runs", {name: [] for name in contenders})
+        there = {name: len(each) for name, each in runs.items()}
+        for name in in_turn(list(contenders), rounds):
+            if there[name]:
+                there[name] -= 1
+                continue
+            runs[name].append(bench.run(contenders[name], auto if name in (MOST, TARGET) else fixed))
+            save()
 
 
-def verdicts(found: Mapping[str, Any]) -> dict[str, str]:
-    """What the medians say beside their bars."""
-    medians, target_fps = found["medians"], found["target_fps"]
-    return {
-        "speed": verdict(medians["auto, all it can"]["fps"] / medians["fastest"]["fps"], at_least=FASTEST_BAR),
-        "target": verdict(medians["auto, target"]["worst_fps"] / target_fps, at_least=MEETS),
-        "cost": verdict(medians["auto, target"]["cloud_ms"] / medians["cheapest"]["cloud_ms"], at_most=COST_BAR),
-    }
+# -- what is printed ----------------------------------------------------------------------------------------------
 
 
-def print_results(results: Sequence[Mapping[str, Any]]) -> None:
-    """The tables: the bars, and the sweep beside the simulation."""
-    rows = []
+def complete(found: Mapping[str, Any], rounds: int) -> bool:
+    """Whether all of a scenario's contenders have run so often."""
+    return all(len(runs) >= rounds for runs in found.get("runs", {"": []}).values())
+
+
+def verdicts(found: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The bars: FPS by the fastest split's, FPS by the target, cloud CPU by the cheapest split's."""
+    runs, aims = found["runs"], Aims.of(found["sweep"])
+    fps = {name: [run["fps"] for run in runs[name]] for name in (FASTEST, MOST)}
+    cloud_ms = {name: [run["cloud_ms"] for run in runs.get(name, runs[FASTEST])] for name in (TARGET, CHEAPEST)}
+    worst_fps = median(run["worst_fps"] for run in runs[TARGET])
+    return (
+        verdict(median_ratio(fps[MOST], fps[FASTEST]), at_least=FASTEST_BAR),
+        verdict(worst_fps / aims.target_fps, at_least=MEETS),
+        verdict(median_ratio(cloud_ms[TARGET], cloud_ms[CHEAPEST]), at_most=COST_BAR),
+    )
+
+
+def off_by(found: Mapping[str, Any]) -> list[float]:
+    """How far the simulation's FPS of each fixed split is from what was measured, relative."""
+    return [found["predicted"][split] / run["fps"] - 1.0 for split, run in found["sweep"].items() if run["fps"]]
+
+
+def print_results(results: Iterable[Mapping[str, Any]]) -> None:
+    """The bars, and the sweep beside the simulation, of all that have a round."""
+    results = [found for found in results if complete(found, 1)]
+    bars, simulated, said = [], [], []
     for found in results:
-        said, medians = verdicts(found), found["medians"]
-        rows.append(
+        aims, runs, name = Aims.of(found["sweep"]), found["runs"], [found["chain"], found["scenario"]]
+        speed, target, cost = verdicts(found)
+        said += [speed, target, cost]
+        fastest_fps = median(run["fps"] for run in runs[FASTEST])
+        cheapest_ms = median(run["cloud_ms"] for run in runs.get(CHEAPEST, runs[FASTEST]))
+        bars.append(
             [
-                found["chain"], found["scenario"], f"{found['start']}",
-                f"{found['fastest_split']}: {medians['fastest']['fps']:.4g}", said["speed"],
-                f"{found['target_fps']:g}", said["target"],
-                f"{found['cheapest_split']}: {medians['cheapest']['cloud_ms']:.3g}", said["cost"],
+                *name, f"{len(runs[FASTEST])}", f"{aims.slowest}", f"{aims.fastest}: {fastest_fps:.3g}", speed,
+                f"{aims.target_fps:g}", target, f"{aims.cheapest}: {cheapest_ms:.3g}", cost,
             ]
         )  # fmt: skip
-    print_table(
-        ("chain", "scenario", "start", "fastest: FPS", "auto by it", "target", "auto by it", "cheapest: cloud ms",
-         "auto by it"),
-        rows,
-    )  # fmt: skip
-    rows = []
-    for found in results:
-        by_split = [
-            f"{split}: {each['fps']:.3g} / {found['predicted'][split]:.3g}" for split, each in found["sweep"].items()
+        of_splits = [
+            f"{split}: {run['fps']:.3g} / {found['predicted'][split]:.3g}" for split, run in found["sweep"].items()
         ]
-        off = [found["predicted"][split] / each["fps"] - 1.0 for split, each in found["sweep"].items() if each["fps"]]
-        rows.append([found["chain"], found["scenario"], f"{median(off):+.0%}", f"{max(off, key=abs):+.0%}", *by_split])
-    width = max(len(row) for row in rows)
-    rows = [row + [""] * (width - len(row)) for row in rows]
-    head = ("chain", "scenario", "simulation off: median", "at most", "split: FPS measured / simulated")
-    print_table(head + ("",) * (width - len(head)), rows)
-    said_all = [text for found in results for text in verdicts(found).values()]
-    print(f"{sum('MISSED' not in text for text in said_all)} of {len(said_all)} bars met")
-
-
-# -- beside the forerunner ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SlowLink:
-    """One of the figures: a quota, a rate, further options of the device, and how many times the forerunner's best."""
-
-    cpu: float
-    mbit: float
-    options: tuple[str, ...]
-    times: float
-
-
-SLOW_LINKS = (
-    SlowLink(0.1, 20.0, (), 6.0),
-    SlowLink(0.1, 20.0, ("--picture-quality", "0"), 2.0),
-    SlowLink(0.25, 100.0, (), 3.0),
-)
-
-
-def run_slow_links(arguments: argparse.Namespace, chain: LiveChain, folder: Path) -> list[dict[str, Any]]:
-    """`6 1000` of the ball chain beside every split of the forerunner on the same links, and its results."""
-    assert chain.source is not None
-    links = sorted({(each.cpu, each.mbit) for each in SLOW_LINKS})
-    found = []
-    auto = Plan(1, WARM_AUTO, arguments.windows)
-    with Lab(arguments.lab, chain.app, folder, 1, chain.environment, chain.source) as lab:
-        of_link = {}
-        for cpu, mbit in links:
-            conditions = Conditions(((0.0, cpu),), ((0.0, mbit),))
-            of_link[cpu, mbit] = {
-                split: forerunner_fps(lab, chain, split, conditions, arguments.windows * WINDOW_S)
-                for split in chain.splits
-            }
-        for each in SLOW_LINKS:
-            bench = Bench(lab, chain, Scenario("slow link", (Phase(each.cpu, each.mbit),)), folder)
-            theirs = of_link[each.cpu, each.mbit]
-            conditions = auto.conditions((Phase(each.cpu, each.mbit),))
-            best = max(theirs, key=lambda split: theirs[split])
-            ours, theirs_again, exact = [], [], True
-            for _ in range(arguments.rounds):
-                theirs_again.append(forerunner_fps(lab, chain, best, conditions, arguments.windows * WINDOW_S))
-                reports = bench.reports(["6", "1000", *each.options], auto.seconds, conditions)
-                ours.append(Figures.of(reports, auto).fps)
-                exact &= results_exact(lab, chain, reports[0]["items"]["completed"])
-            found.append(
-                {
-                    "link": asdict(each), "forerunner": theirs, "forerunner_best": theirs_again, "fps": ours,
-                    "exact": exact, "report": reports[0],
-                }
-            )  # fmt: skip
-    return found
-
-
-def forerunner_fps(lab: Lab, chain: LiveChain, split: int, conditions: Conditions, seconds: float) -> float:
-    """Items a second through the forerunner's last task, after the first window."""
-    job = ("forerunner_device", (chain.app, chain.source, split, lab.cloud_host, WINDOW_S + seconds))
-    cloud_job = ("forerunner_cloud", (chain.app, lab.cloud_host))
-    [device], cloud = lab.run([job], conditions, WINDOW_S + seconds, cloud_job)
-    assert cloud is not None
-    # What is still in the sockets' buffers when the device has ended does not count.
-    begin = device.ended_at - seconds
-    return sum(begin <= ended_at < device.ended_at for ended_at in cloud.result) / seconds
-
-
-def results_exact(lab: Lab, chain: LiveChain, items: int) -> bool:
-    """Whether the newest session's recorded results are those of the local-only chain, item by item."""
-    with sqlite3.connect(lab.database) as store:
-        newest = "SELECT session FROM items ORDER BY rowid DESC LIMIT 1"
-        query = f"SELECT sequence, result FROM items WHERE session = ({newest}) ORDER BY sequence"
-        recorded = store.execute(query).fetchall()
-    free = Conditions(((0.0, 2.0),), ((0.0, 0.0),))
-    [answer], _ = lab.run([("local_results", (chain.app, chain.source, items))], free, 60.0)
-    local = [(sequence, result) for sequence, result in enumerate(json.loads(json.dumps(answer.result)))]
-    return local == [(sequence, json.loads(result)) for sequence, result in recorded]
-
-
-def print_slow_links(found: Sequence[Mapping[str, Any]]) -> None:
-    rows = []
-    for each in found:
-        link, theirs = each["link"], each["forerunner"]
-        ratio = median(a / b for a, b in zip(each["fps"], each["forerunner_best"], strict=True))
-        rows.append(
-            [
-                f"quota {link['cpu']:g}, {link['mbit']:g} Mbit/s", "6 1000 " + " ".join(link["options"]),
-                " ".join(f"{fps:.3g}" for fps in theirs.values()), f"{median(each['fps']):.4g}",
-                verdict(ratio, at_least=link["times"]), "yes" if each["exact"] else "NO: MISSED",
-            ]
-        )  # fmt: skip
-    head = ("device and link", "asked for", "forerunner at split 1 to 6", "FPS", "by its best", "results exact")
-    print_table(head, rows)
+        off = off_by(found)
+        simulated.append([*name, f"{median(off):+.0%}", f"{max(off, key=abs):+.0%}", ", ".join(of_splits)])
+    print_table(
+        ("chain", "scenario", "rounds", "start", "fastest: FPS", "auto by it", "target", "auto by it",
+         "cheapest: cloud ms", "auto by it"),
+        bars,
+    )  # fmt: skip
+    print_table(("chain", "scenario", "simulation off: median", "most", "split: FPS measured / simulated"), simulated)
+    print(f"{sum('MISSED' not in text for text in said)} of {len(said)} bars met")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lab", type=Path, default=SCRIPT, help="the device-lab script (default: ../shared/lab)")
     parser.add_argument("--trace", type=Path, help="CSV of seconds and Mbit/s (default: Verizon's beside the lab)")
-    parser.add_argument("--from-second", type=int, default=10, help="where in the trace to begin (default 10)")
     parser.add_argument("--chain", action="append", default=[], help="only chains with this in their name; repeatable")
     parser.add_argument("--scenario", action="append", default=[], help="only scenarios with this in their name")
     parser.add_argument("--rounds", type=int, default=3, help="of what is compared, in turn (default 3)")
-    parser.add_argument("--windows", type=int, default=2, help="windows of 3 s that count in each phase (default 2)")
-    parser.add_argument("--share", type=float, default=0.8, help="the target, of what a fixed split reaches")
-    parser.add_argument("--forerunner", action="store_true", help="the slow-link figures beside the sequential design")
-    parser.add_argument("--json", type=Path, help="file for all of it; results that it holds already are kept")
+    parser.add_argument("--json", type=Path, help="file that keeps every run; a later call goes on with it")
+    parser.add_argument("--table", action="store_true", help="print what the file holds, and run nothing")
     arguments = parser.parse_args()
-    if (reason := why_not(arguments.lab)) is not None:
-        print(f"skipped: {reason}")
-        return
     results: list[dict[str, Any]] = []
     if arguments.json is not None and arguments.json.exists():
         results = json.loads(arguments.json.read_text(), object_hook=_numbered)
-    by_name = {each.name: each for each in chains()}
-    with tempfile.TemporaryDirectory(prefix="live-") as folder:
-        if arguments.forerunner:
-            print_slow_links(run_slow_links(arguments, by_name["ball"], Path(folder)))
+    if not arguments.table:
+        if (reason := why_not(arguments.lab)) is not None:
+            print(f"skipped: {reason}")
             return
-        trace_file = arguments.trace or arguments.lab.parent / "traces" / "verizon-lte-uplink.csv"
-        trace = load_trace(trace_file)[arguments.from_second :]
-        for scenario in scenarios(trace):
-            for chain in by_name.values():
-                if not (_named(chain.name, arguments.chain) and _named(scenario.name, arguments.scenario)):
-                    continue
-                if any((each["chain"], each["scenario"]) == (chain.name, scenario.name) for each in results):
-                    continue
-                own = Path(folder) / f"{len(results)}"
-                own.mkdir()
-                try:
-                    found = run_scenario(arguments, chain, scenario, own)
-                except JobError as error:
-                    sys.exit(f"{chain.name}, {scenario.name}: {error}")
-                results.append(found)
-                print(f"{chain.name}, {scenario.name}: {verdicts(found)}", flush=True)
-                if arguments.json is not None:
-                    arguments.json.write_text(json.dumps(results, indent=1))
-    print()
+        run_all(arguments, results)
     print_results(results)
+
+
+def run_all(arguments: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    """Adds to the results what is asked for and not there yet."""
+
+    def save() -> None:
+        if arguments.json is not None:
+            arguments.json.write_text(json.dumps(results))
+
+    trace_file = arguments.trace or arguments.lab.parent / "traces" / "verizon-lte-uplink.csv"
+    trace = load_trace(trace_file)[TRACE_BEGINS_S:]
+    apps = chains()
+    wanted = [
+        (chain, scenario)
+        for scenario in scenarios(trace)
+        for chain in apps
+        if _named(chain.name, arguments.chain) and _named(scenario.name, arguments.scenario)
+    ]
+    for chain, scenario in wanted:
+        name = {"chain": chain.name, "scenario": scenario.name}
+        found = next((each for each in results if name.items() <= each.items()), None)
+        if found is None:
+            found = dict(name)
+            results.append(found)
+        if complete(found, arguments.rounds):
+            continue
+        with tempfile.TemporaryDirectory(prefix="live-") as folder:
+            try:
+                measure(arguments.lab, chain, scenario, Path(folder), arguments.rounds, found, save)
+            except JobError as error:
+                sys.exit(f"{chain.name}, {scenario.name}: {error}")
+        print(f"{chain.name}, {scenario.name}: {', '.join(verdicts(found))}", flush=True)
 
 
 def _named(name: str, parts: Sequence[str]) -> bool:
