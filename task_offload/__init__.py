@@ -2,8 +2,9 @@
 
 What an app needs is exported here. The way of an item through the modules:
 
-    device   pipeline -> wire.codec -> wire.outbox -> transport.link
-    cloud    transport.listener -> engines -> cloud (order, last task) -> results -> transport.listener (ack)
+    device   pipeline (tasks 1 to N) -> wire.codec -> wire.outbox -> transport.exchange, kept alive by transport.link
+    cloud    transport.listener -> reception -> engines (tasks N+1 to m-1) -> finishing (order, last task) -> results
+             -> reception (ack) -> transport.listener
 
 `device` and `cloud` wire their side together; `run` is what all modes of the device share, `local_run` local-only mode,
 `spooled_outbox` and `spool` what waits on disk, `capacity` whom the cloud admits; `command` is what the scripts call.

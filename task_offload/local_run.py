@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from task_offload.emulated_cpu import EmulatedCpu
 from task_offload.errors import OffloadError, SourceError
 from task_offload.run import Run, complain, open_source
-from task_offload.runner import Kind, Runner, States, TaskErrorLog
+from task_offload.runner import Kind, Runner, States, TaskErrorLog, pause_s
 from task_offload.task import Item
 
 
@@ -25,7 +25,7 @@ class LocalRun(Run):
         self.began_at = self._window_at = due = time.monotonic()
         pace_s = self.pace_s()
         runner, states, errors = Runner(chain), States(), TaskErrorLog(chain.names)
-        tasks = len(chain.tasks)
+        tasks, failures = len(chain.tasks), 0
         session = os.urandom(16).hex()
         books = self.books
         self.watchdog.ready()
@@ -65,8 +65,10 @@ class LocalRun(Run):
                 errors.failed(outcome, config.device_name, item.sequence)
                 books.dropped["task_error"] += 1
                 if outcome.task == 0:
-                    self.signals.woken.wait(0.01)
+                    failures += 1
+                    self.signals.woken.wait(pause_s(failures))
                 continue
+            failures = 0
             if outcome.kind is Kind.COMPLETED:
                 books.completed += 1
             else:

@@ -20,7 +20,7 @@ from typing import Any
 from task_offload.emulated_cpu import EmulatedCpu
 from task_offload.errors import OffloadError
 from task_offload.observe.meters import DeviceMeters
-from task_offload.runner import Kind, Outcome, Runner, States, TaskErrorLog
+from task_offload.runner import Kind, Outcome, Runner, States, TaskErrorLog, pause_s
 from task_offload.scheduling.observation import Route
 from task_offload.task import Chain, Item
 from task_offload.wire.codec import Encoder
@@ -30,7 +30,6 @@ from task_offload.wire.outbox import Entry
 log = logging.getLogger(__name__)
 
 MOST_AHEAD = 4  # items for each worker that may be done before an earlier one is
-LONGEST_PAUSE_S = 1.0  # between failures of the first task, so that a broken sensor does not make it spin
 
 
 @dataclass(slots=True)
@@ -178,7 +177,7 @@ class Pipeline:
             if outcome.kind is Kind.FAILED:
                 self._end(item, Ending.DROPPED, self._failure(outcome, item))
                 failures += 1
-                self._stop.wait(min(LONGEST_PAUSE_S, 0.001 * 2 ** min(failures, 12)))
+                self._stop.wait(pause_s(failures))
                 continue
             failures = 0
             meters.ran(0, outcome.busy_ns, True)

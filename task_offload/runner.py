@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 _BOOLS = (bool, np.bool_)
 DETAIL_BYTES = 200
+LONGEST_PAUSE_S = 1.0
 
 
 class Kind(Enum):
@@ -122,6 +123,11 @@ def _result(returned: Any) -> Any:
 def _broken_contract(returned: Any) -> str:
     what = f"a tuple of {len(returned)}" if type(returned) is tuple else f"{type(returned).__name__}"
     return f"it returned {what}; a task returns (to_continue, args) with a bool first, or just False"
+
+
+def pause_s(failures: int) -> float:
+    """How long to wait after so many failures of the first task in a row: a broken sensor must not make it spin."""
+    return min(LONGEST_PAUSE_S, 0.001 * (1 << min(failures, 12)))
 
 
 class TaskErrorLog:

@@ -12,7 +12,7 @@ import pytest
 from task_offload.engines.remote import RemoteTaskError
 from task_offload.errors import SourceError
 from task_offload.picture import picture
-from task_offload.runner import Kind, Outcome, Runner, States, TaskErrorLog
+from task_offload.runner import LONGEST_PAUSE_S, Kind, Outcome, Runner, States, TaskErrorLog, pause_s
 from task_offload.task import Chain, Contract, Item, Task, current_item, set_current_item
 
 ITEM = Item("device", "0" * 32, 0, 0.0, 1)
@@ -228,3 +228,10 @@ def test_the_runner_needs_no_recursion_for_long_chains() -> None:
     assert len(functions) <= 255
     assert run(*functions).value == [253]
     assert sys.getrecursionlimit() >= 100
+
+
+def test_pauses_after_failures_grow_up_to_a_limit() -> None:
+    pauses_s = [pause_s(failures) for failures in range(1, 10_000)]
+    assert pauses_s[0] < 0.01  # one hiccup costs next to nothing
+    assert pauses_s == sorted(pauses_s)
+    assert pauses_s[-1] == LONGEST_PAUSE_S
