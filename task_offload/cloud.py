@@ -66,8 +66,8 @@ class Cloud:
         return self.reception.port
 
     def enroll_first(self, name: str) -> str | None:
-        """The line to paste on a device, at the first start; None where a device has been enrolled already."""
-        if self._identity is None or self._identity.list_devices():
+        """The line to paste on a device, at the first start; None where a device was ever enrolled."""
+        if self._identity is None or not self._identity.untouched:
             return None
         return self._identity.enroll(name)
 

@@ -15,6 +15,15 @@ def prepare() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def is_journal() -> bool:
+    """Whether stdout goes to systemd's journal."""
+    try:
+        found = os.fstat(1)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+
+
 def say(text: str) -> bool:
     """One line, at once. False if its reader has gone (`| head`); where a disk is full, only the line is lost."""
     try:

@@ -12,7 +12,7 @@ from types import FrameType
 
 from task_offload.cloud import Cloud
 from task_offload.config import CloudConfig
-from task_offload.output import deliver, say
+from task_offload.output import deliver, is_journal, say
 from task_offload.transport.identity import CloudIdentity, default_state_dir
 
 FIRST_DEVICE = "device-1"  # enrolled at the first start
@@ -49,7 +49,7 @@ def run_cloud(config: CloudConfig, started: Callable[[int], None] | None = None)
     print(f"listening on {host}:{cloud.port}, running {config.app}", file=sys.stderr, flush=True)
     if started is not None:
         started(cloud.port)
-    elif (line := cloud.enroll_first(FIRST_DEVICE)) is not None:
+    elif not is_journal() and (line := cloud.enroll_first(FIRST_DEVICE)) is not None:  # a log is no place for a secret
         say(f"paste this on a device, which is named {FIRST_DEVICE} then (--enroll NAME for others):\n{line}")
     try:
         cloud.run()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from task_offload.transport.tokens import Token, format_token, parse_token
-from tests.support.processes import Lab
+from tests.support.processes import PATIENCE_S, ROOT, Lab
 
 pytestmark = pytest.mark.timeout(180)  # processes take their time on a busy machine
 
@@ -115,6 +119,33 @@ def test_the_enrolled_devices_are_listed(lab: Lab) -> None:
     )  # fmt: skip
     listing.wait(0)
     assert re.fullmatch(r"a-device  enrolled .+\nb-device  enrolled .+", listing.out)
+
+
+def test_the_first_start_alone_prints_a_token(lab: Lab) -> None:
+    """Not one after all devices were revoked; and not into systemd's journal, which others than root may read."""
+    journal = (lab.folder / "journal").open("w")
+    found = os.fstat(journal.fileno())
+    as_service = subprocess.Popen(
+        [sys.executable, str(ROOT / "cloud_server_coordinator.py"), "--host", "127.0.0.1", "--port", "0", "--app",
+         lab.app("counter"), "--state-dir", str(lab.folder / "state"), "--results", "none"],
+        env=lab.env | {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}, stdout=journal, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert as_service.stderr is not None
+    with journal, as_service.stderr as lines:
+        assert lines.readline().startswith(b"listening")
+        as_service.send_signal(signal.SIGINT)
+        assert as_service.wait(PATIENCE_S) == 0
+    assert (lab.folder / "journal").read_text() == ""
+    first = lab.server("counter")
+    first.wait_for("^export OFFLOAD_TOKEN='offload1_")
+    revoking = lab.python(
+        str(ROOT / "cloud_server_coordinator.py"), "--state-dir", str(lab.folder / "state"), "--revoke", "device-1"
+    )
+    revoking.wait(0)
+    first.stop()
+    second = lab.server("counter")
+    second.stop()
+    assert second.out == ""
 
 
 def test_a_rebuilt_server_is_not_trusted_by_a_running_device(lab: Lab) -> None:

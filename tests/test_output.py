@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import IO
 
 import pytest
 
+from task_offload.output import is_journal
 from tests.support.processes import PATIENCE_S, ROOT, Lab, check_report
 
 CLOUD = str(ROOT / "cloud_server_coordinator.py")
@@ -142,3 +144,13 @@ def test_the_report_may_go_to_stdout(lab: Lab) -> None:
     process.wait(0)
     assert json.loads(process.out[process.out.index("{") :])["items"]["completed"] == 4
     assert Path("/dev/stdout").is_symlink()
+
+
+def test_the_journal_is_known_by_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that the session's systemd started may have the variable, and is none."""
+    found = os.fstat(1)
+    for value, expected in ((f"{found.st_dev}:{found.st_ino}", True), (f"{found.st_dev}:1", False), ("", False)):
+        monkeypatch.setenv("JOURNAL_STREAM", value)
+        assert is_journal() is expected
+    monkeypatch.delenv("JOURNAL_STREAM")
+    assert not is_journal()

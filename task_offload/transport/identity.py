@@ -83,6 +83,11 @@ class CloudIdentity:
         """Takes a device's enrolment away. Raises ConfigError if no device has this name."""
         self._registry.revoke(name)
 
+    @property
+    def untouched(self) -> bool:
+        """Whether no device was ever enrolled here."""
+        return self._registry.untouched
+
     def list_devices(self) -> list[EnrolledDevice]:
         """The enrolled devices, by name."""
         return self._registry.list_devices()

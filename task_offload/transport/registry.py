@@ -101,6 +101,11 @@ class Registry:
         name = check_device_name(name)
         self._edit(without)
 
+    @property
+    def untouched(self) -> bool:
+        """Whether no device was ever enrolled here."""
+        return self._stat() is None
+
     def list_devices(self) -> list[EnrolledDevice]:
         """The enrolled devices by name, as they were at the last look."""
         return [self._devices[name] for name in sorted(self._devices)]
