@@ -119,6 +119,7 @@ class OffloadRun(Run):
         self._caught_up = True
         self._draining = False
         self._welcomed = threading.Event()
+        self._taken_up: set[bytes] = set()  # sessions, earlier ones included
         self._link_busy_before = 0.0
         self._observed_at = 0.0
         self.rate = open_source(chain, config.source)
@@ -340,7 +341,7 @@ class OffloadRun(Run):
                 "away_s": round(away_s, 3),
                 "bytes_sent": self.meters.sent_bytes,
                 "cloud_cpu_s": round(books.cloud_cpu_s, 6),
-                "reconnects": max(0, self.link.connections - 1),
+                "reconnects": self.link.connections - len(self._taken_up),
             }
         )
         if self.spool is not None:
@@ -383,6 +384,7 @@ class OffloadRun(Run):
     # -- for the link, one call at a time ---------------------------------------------------------------------------
 
     def welcomed(self, session: DeviceSession, welcome: Welcome) -> None:
+        self._taken_up.add(session.session)
         self.meters.workers, self.meters.main_share = welcome.workers, welcome.main_share
         # A JPEG needs no package that the cloud may lack.
         self._cloud_codecs = frozenset(name for name in self._codecs if name in welcome.codecs or ":" in name)

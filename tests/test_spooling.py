@@ -93,6 +93,7 @@ def test_what_is_left_is_delivered_by_the_next_run(lab: Lab, proxies: Proxies) -
     second.wait_for(f"{left} items of earlier runs are delivered first")
     report = second.finish()
     assert report["items"]["delivered_earlier"] == left
+    assert report["reconnects"] == 0, "each session has a connection of its own, and none was lost"
     assert report["items"]["captured"] == 30
     cloud = server.stop()
     rows = server.rows()
