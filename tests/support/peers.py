@@ -16,21 +16,18 @@ from task_offload.wire.messages import Hello, Kind, RefusalMessage, item_prefix
 PATIENCE_S = 20.0
 
 
-class Peer:
-    """A device's end of a connection, by hand."""
+class Messages:
+    """One end of a connection, by hand.
 
-    def __init__(self, port: int, address: str = "127.0.0.1") -> None:
-        self.socket = socket.create_connection((address, port), timeout=PATIENCE_S)
+    Arguments:
+        sock: the connection.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        sock.settimeout(PATIENCE_S)
         self._reader = FrameReader(MemoryPool(0), FrameLimits())
         self._frames: list[Frame] = []
-
-    def __enter__(self) -> Peer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.socket.close()
 
     def send(self, *data: bytes) -> None:
         self.socket.sendall(b"".join(data))
@@ -46,6 +43,21 @@ class Peer:
                 return None
             self._frames += self._reader.received(count)
         return self._frames.pop(0)
+
+
+class Peer(Messages):
+    """A device's end of a connection, by hand."""
+
+    def __init__(self, port: int, address: str = "127.0.0.1") -> None:
+        super().__init__(socket.create_connection((address, port), timeout=PATIENCE_S))
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.socket.close()
 
     def until(self, kind: Kind) -> Frame:
         """The next message of a kind; others are passed over."""

@@ -16,8 +16,6 @@ from task_offload.transport.certificates import load_or_make_certificate, server
 from task_offload.transport.link import Link
 from task_offload.transport.tokens import Token
 from task_offload.wire.codec import Encoder
-from task_offload.wire.framing import Frame, FrameLimits, FrameReader
-from task_offload.wire.memory import MemoryPool
 from task_offload.wire.messages import (
     ITEM,
     PING,
@@ -37,6 +35,7 @@ from task_offload.wire.messages import (
 )
 from task_offload.wire.outbox import Entry
 from tests.support.links import CHAIN, PATIENCE_S, Heard, make_link
+from tests.support.peers import Messages
 
 SESSION = bytes(range(16))
 
@@ -55,25 +54,8 @@ def put(link: Link, entry: Entry) -> None:
     link.carry()
 
 
-class Accepted:
+class Accepted(Messages):
     """The scripted server's end of one connection."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
-        sock.settimeout(PATIENCE_S)
-        self._reader = FrameReader(MemoryPool(0), FrameLimits())
-        self._frames: list[Frame] = []
-
-    def frame(self) -> Frame | None:
-        while not self._frames:
-            try:
-                count = self.socket.recv_into(self._reader.buffer())
-            except ConnectionError:
-                return None
-            if not count:
-                return None
-            self._frames += self._reader.received(count)
-        return self._frames.pop(0)
 
     def hello(self) -> Hello:
         frame = self.frame()
@@ -100,9 +82,6 @@ class Accepted:
             if frame.kind is Kind.BYE:
                 return decode_bye(frame.head)
         raise AssertionError("the device left without a bye")
-
-    def send(self, *messages: bytes) -> None:
-        self.socket.sendall(b"".join(messages))
 
     def welcome(self, watermark: int = 0, **more: Any) -> Hello:
         """Reads the hello and answers it."""
