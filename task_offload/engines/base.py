@@ -59,6 +59,7 @@ class Unit:
         received_ns: busy time for receiving it.
         arrived_ns: when it was handed to the engine, on `perf_counter_ns`.
         charged_ns: what its lane was charged for it before it ran.
+        tries: how often a worker died with it.
     """
 
     lane: Lane
@@ -71,6 +72,7 @@ class Unit:
     received_ns: int = 0
     arrived_ns: int = 0
     charged_ns: int = 0
+    tries: int = 0
 
 
 @dataclass(slots=True)
@@ -126,19 +128,18 @@ class Worker(Protocol):
     """Runs units for one thread of a `Pool`, which calls everything but `kill`. It begins to start when it is made."""
 
     def wait(self) -> None:
-        """Waits until it has started.
+        """Waits until it has started, or has started again; returns at once if it runs.
 
         Raises:
-            OffloadError: it cannot; the message says why.
+            OffloadError: it cannot; the message says why. It may be called again.
         """
 
     def run(self, units: Sequence[Unit]) -> Iterator[Done]:
         """Runs units, one after the other in this order. Their outcomes are whole when the last one has come.
 
         Raises:
-            WorkerLostError: the worker died with the first unit that has no outcome yet; `run` may be called again,
-                and finds another worker.
-            TaskTimeoutError: `kill` was called meanwhile.
+            WorkerLostError: the worker died with the first unit that has no outcome yet; `wait` starts another.
+            TaskTimeoutError: `kill` was called meanwhile; `wait` starts another worker.
         """
 
     def forget(self, lane: Lane) -> None:

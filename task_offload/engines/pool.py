@@ -21,9 +21,9 @@ from task_offload.runner import Kind, Outcome
 log = logging.getLogger(__name__)
 
 BATCH_NS = 1_000_000
-NEVER_NS = 1 << 62
 LOOK_S = 0.25  # between looks for units that take too long
 TRIES = 2  # of a unit whose worker dies
+RESTART_PAUSE_S = 1.0  # between attempts to start a worker
 CLOSE_S = 1.0  # for a worker to end what it is at
 
 
@@ -136,7 +136,7 @@ class Pool:
 
     def _run(self, slot: _Slot, worker: Worker) -> None:
         try:
-            while self._take(slot, worker):
+            while self._has_started(worker) and self._take(slot, worker):
                 self._work(slot, worker)
                 if not self._hand_over(slot, worker):
                     return
@@ -144,6 +144,20 @@ class Pool:
             log.exception("a worker failed")
         finally:
             worker.close()
+
+    def _has_started(self, worker: Worker) -> bool:
+        """Waits for a worker that starts again, while the others do its work. False if there will be no more."""
+        said = ""
+        while not self._closed.is_set():
+            try:
+                worker.wait()
+                return True
+            except OffloadError as error:
+                if str(error) != said and not self._closed.is_set():
+                    said = str(error)
+                    log.error("%s; trying again", said)
+                self._closed.wait(RESTART_PAUSE_S)
+        return False
 
     def _take(self, slot: _Slot, worker: Worker) -> bool:
         """Waits for units, and puts the next ones into the slot. False if there will be no more."""
@@ -156,10 +170,10 @@ class Pool:
                     worker.forget(slot.forget.popleft())
                 if self._closed.is_set():
                     return False
-                if units := queue.fair.take(self._batch_ns, self._least):
+                if units := queue.take(self._batch_ns, self._least):
                     break
                 queue.ready.wait()
-            if queue.fair:
+            if queue.again or queue.fair:
                 queue.ready.notify()  # there is work for another one
         with slot.lock:
             slot.since_ns = perf_counter_ns()
@@ -167,41 +181,28 @@ class Pool:
         return True
 
     def _work(self, slot: _Slot, worker: Worker) -> None:
-        """Runs the slot's units. When a worker is lost, its unit is tried again, alone; twice, and it is given up."""
-        tries = 0
-        while slot.units and not self._closed.is_set():
-            failure: Exception
-            try:
-                for done in worker.run(tuple(slot.units) if not tries else (slot.units[0],)):
-                    if not slot.ended(worker, done):
-                        return
-                    tries = 0
-                continue
-            except TaskTimeoutError as error:
-                failure = error
-            except WorkerLostError as error:
-                failure = error
-                tries += 1
-            if self._closed.is_set():
-                return
-            unit = slot.units[0]
-            slot.since_ns = NEVER_NS  # a worker may take its time to start
-            if isinstance(failure, WorkerLostError):
-                log.warning("%s, with item %d of device %s", failure, unit.item.sequence, unit.item.device)
-                if tries == TRIES:
-                    failure = WorkerLostError(f"{failure}, {tries} times with this item")
-            if tries in (0, TRIES):
-                tries = 0
-                if not slot.ended(worker, _failed(unit, failure)):
-                    return
-            self._restart(worker)
-            slot.since_ns = perf_counter_ns()
-
-    def _restart(self, worker: Worker) -> None:
+        """Runs the slot's units, as far as the worker comes."""
         try:
-            worker.wait()
-        except OffloadError as error:
-            log.error("%s", error)
+            for done in worker.run(tuple(slot.units)):
+                if not slot.ended(worker, done):
+                    return
+        except (TaskTimeoutError, WorkerLostError) as error:
+            if not self._closed.is_set():
+                self._lost(slot, worker, error)
+
+    def _lost(self, slot: _Slot, worker: Worker, failure: TaskTimeoutError | WorkerLostError) -> None:
+        """The first unit took too long, or its worker with it. The others are put back, for any worker."""
+        unit = slot.units[0]
+        if isinstance(failure, WorkerLostError):
+            log.warning("%s, with item %d of device %s", failure, unit.item.sequence, unit.item.device)
+            unit.tries += 1
+            if unit.tries == TRIES:
+                failure = WorkerLostError(f"{failure}, {TRIES} times with this item")
+        if isinstance(failure, TaskTimeoutError) or unit.tries == TRIES:
+            slot.ended(worker, _failed(unit, failure))
+        with self._lock:
+            slot.queue.put_back(slot.take_all(worker))
+            slot.queue.ready.notify()
 
     def _hand_over(self, slot: _Slot, worker: Worker) -> bool:
         """Reports what the slot's units have become. False if another thread has this slot now."""
@@ -256,6 +257,15 @@ class _Queue:
     def __init__(self, stateful: bool, lock: threading.Lock) -> None:
         self.fair = FairQueue(one_at_a_time=stateful)
         self.ready = threading.Condition(lock)
+        self.again: deque[Unit] = deque()  # units of workers that were lost
+
+    def take(self, batch_ns: int, least: int) -> list[Unit]:
+        """The next units for a worker."""
+        return [self.again.popleft()] if self.again else self.fair.take(batch_ns, least)
+
+    def put_back(self, units: Sequence[Unit]) -> None:
+        """Units that were taken, and not done; each is taken alone next time, for one of them may kill workers."""
+        self.again.extendleft(reversed(units))
 
 
 class _Slot:
@@ -291,6 +301,15 @@ class _Slot:
             self.dones.append(done)
             self.since_ns = perf_counter_ns()
             return True
+
+    def take_all(self, worker: Worker) -> list[Unit]:
+        """The units that the worker leaves; none if another has this slot now."""
+        with self.lock:
+            if self.worker is not worker:
+                return []
+            units = list(self.units)
+            self.units.clear()
+            return units
 
 
 def _failed(unit: Unit, error: Exception) -> Done:

@@ -1,0 +1,138 @@
+"""The pool of workers, with workers that do as they are told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from task_offload.engines.base import Done, Lane, Unit, WorkerLostError
+from task_offload.engines.pool import Pool
+from task_offload.errors import LinkError
+from task_offload.runner import Kind, Outcome
+from task_offload.task import Item
+
+PATIENCE_S = 30.0
+
+
+def unit(sequence: int, lane: Lane | None = None) -> Unit:
+    item = Item("device", "0" * 32, sequence, 0.0, 1)
+    return Unit(lane or Lane(), item, memoryview(b""), None, 0, None)
+
+
+class Obedient:
+    """A worker. It dies with the units that `deadly` names, and starts again when `may_start` is set."""
+
+    def __init__(self, deadly: set[int], refusals: int = 0) -> None:
+        self.may_start = threading.Event()
+        self.may_start.set()
+        self.starting = threading.Event()
+        self.runs: list[list[int]] = []
+        self._deadly = deadly
+        self._refusals = refusals
+        self._alive = True
+
+    def wait(self) -> None:
+        if self._alive:
+            return
+        self.starting.set()
+        self.may_start.wait(PATIENCE_S)
+        if self._refusals:
+            self._refusals -= 1
+            raise LinkError("there are no workers")
+        self._alive = True
+
+    def run(self, units: Sequence[Unit]) -> Iterator[Done]:
+        self.runs.append([each.item.sequence for each in units])
+        for each in units:
+            if each.item.sequence in self._deadly:
+                self._alive = False
+                raise WorkerLostError("the worker was told to die")
+            yield Done(each, Outcome(Kind.CONTINUED, 1, each.item.sequence, [1000]), 0, 0, 1000)
+
+    def forget(self, lane: Lane) -> None:
+        pass
+
+    def kill(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.may_start.set()
+
+
+class Ended:
+    """What a pool's units have become."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._dones: list[Done] = []
+
+    def add(self, dones: Sequence[Done]) -> None:
+        with self._changed:
+            self._dones += dones
+            self._changed.notify()
+
+    def wait(self, count: int) -> list[Outcome]:
+        """So many outcomes, in the order of their items."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self._dones) >= count, PATIENCE_S)
+        assert len(self._dones) == count
+        return [done.outcome for done in sorted(self._dones, key=lambda done: done.unit.item.sequence)]
+
+
+def pool_of(*workers: Obedient, ended: Ended, stateful: bool = False, least: int = 1) -> Pool:
+    left = list(workers)
+    return Pool(lambda: left.pop(0), len(workers), stateful, True, ended.add, PATIENCE_S, least=least)
+
+
+def test_others_do_the_work_of_a_worker_that_starts_again() -> None:
+    deadly = {0}
+    workers, ended = [Obedient(deadly), Obedient(deadly)], Ended()
+    for worker in workers:
+        worker.may_start.clear()
+    pool = pool_of(*workers, ended=ended)
+    try:
+        pool.submit([unit(0)])
+        while not any(worker.starting.wait(0.01) for worker in workers):
+            pass
+        deadly.clear()
+        pool.submit([unit(number) for number in range(1, 5)])
+        assert [outcome.value for outcome in ended.wait(5)] == [0, 1, 2, 3, 4]
+        assert sum(worker.starting.is_set() for worker in workers) == 1
+    finally:
+        pool.close()
+
+
+def test_units_of_a_worker_that_dies_are_tried_again_alone_and_only_the_deadly_one_is_given_up() -> None:
+    worker, ended = Obedient({2}), Ended()
+    pool = pool_of(worker, ended=ended, least=4)
+    try:
+        pool.submit([unit(number) for number in range(4)])
+        outcomes = ended.wait(4)
+        assert [outcome.value for outcome in outcomes if outcome.kind is Kind.CONTINUED] == [0, 1, 3]
+        assert isinstance(outcomes[2].value, WorkerLostError)
+        assert worker.runs == [[0, 1, 2, 3], [2], [3]]
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+def test_units_wait_while_no_worker_can_be_started(
+    stateful: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("task_offload.engines.pool.RESTART_PAUSE_S", 0.01)
+    deadly = {0}
+    worker, ended = Obedient(deadly, refusals=2), Ended()
+    worker.may_start.clear()
+    pool = pool_of(worker, ended=ended, stateful=stateful)
+    try:
+        lane = Lane()
+        pool.submit([unit(number, lane) for number in range(3)])
+        assert worker.starting.wait(PATIENCE_S)
+        deadly.clear()
+        worker.may_start.set()
+        assert [outcome.value for outcome in ended.wait(3)] == [0, 1, 2]
+        assert caplog.text.count("there are no workers; trying again") == 1
+    finally:
+        pool.close()
