@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -22,9 +23,9 @@ def unit(sequence: int, lane: Lane | None = None) -> Unit:
 
 
 class Obedient:
-    """A worker. It dies with the units that `deadly` names, and starts again when `may_start` is set."""
+    """A worker. It dies as often with the units as `deadly` says, and starts again when `may_start` is set."""
 
-    def __init__(self, deadly: set[int], refusals: int = 0) -> None:
+    def __init__(self, deadly: Counter[int], refusals: int = 0) -> None:
         self.may_start = threading.Event()
         self.may_start.set()
         self.starting = threading.Event()
@@ -46,7 +47,8 @@ class Obedient:
     def run(self, units: Sequence[Unit]) -> Iterator[Done]:
         self.runs.append([each.item.sequence for each in units])
         for each in units:
-            if each.item.sequence in self._deadly:
+            if self._deadly[each.item.sequence]:
+                self._deadly[each.item.sequence] -= 1
                 self._alive = False
                 raise WorkerLostError("the worker was told to die")
             yield Done(each, Outcome(Kind.CONTINUED, 1, each.item.sequence, [1000]), 0, 0, 1000)
@@ -87,7 +89,7 @@ def pool_of(*workers: Obedient, ended: Ended, stateful: bool = False, least: int
 
 
 def test_others_do_the_work_of_a_worker_that_starts_again() -> None:
-    deadly = {0}
+    deadly = Counter({0: 1})
     workers, ended = [Obedient(deadly), Obedient(deadly)], Ended()
     for worker in workers:
         worker.may_start.clear()
@@ -96,7 +98,6 @@ def test_others_do_the_work_of_a_worker_that_starts_again() -> None:
         pool.submit([unit(0)])
         while not any(worker.starting.wait(0.01) for worker in workers):
             pass
-        deadly.clear()
         pool.submit([unit(number) for number in range(1, 5)])
         assert [outcome.value for outcome in ended.wait(5)] == [0, 1, 2, 3, 4]
         assert sum(worker.starting.is_set() for worker in workers) == 1
@@ -105,7 +106,7 @@ def test_others_do_the_work_of_a_worker_that_starts_again() -> None:
 
 
 def test_units_of_a_worker_that_dies_are_tried_again_alone_and_only_the_deadly_one_is_given_up() -> None:
-    worker, ended = Obedient({2}), Ended()
+    worker, ended = Obedient(Counter({2: 2})), Ended()
     pool = pool_of(worker, ended=ended, least=4)
     try:
         pool.submit([unit(number) for number in range(4)])
@@ -122,15 +123,13 @@ def test_units_wait_while_no_worker_can_be_started(
     stateful: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("task_offload.engines.pool.RESTART_PAUSE_S", 0.01)
-    deadly = {0}
-    worker, ended = Obedient(deadly, refusals=2), Ended()
+    worker, ended = Obedient(Counter({0: 1}), refusals=2), Ended()
     worker.may_start.clear()
     pool = pool_of(worker, ended=ended, stateful=stateful)
     try:
         lane = Lane()
         pool.submit([unit(number, lane) for number in range(3)])
         assert worker.starting.wait(PATIENCE_S)
-        deadly.clear()
         worker.may_start.set()
         assert [outcome.value for outcome in ended.wait(3)] == [0, 1, 2]
         assert caplog.text.count("there are no workers; trying again") == 1
