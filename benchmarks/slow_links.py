@@ -99,7 +99,7 @@ def results_exact(lab: Lab, chain: LiveChain, items: int) -> bool:
     free = Conditions(((0.0, 2.0),), ((0.0, 0.0),))
     [answer], _ = lab.run([("local_results", (chain.app, chain.source, items))], free, 60.0)
     local = [(sequence, result) for sequence, result in enumerate(json.loads(json.dumps(answer.result)))]
-    return local == [(sequence, json.loads(result)) for sequence, result in recorded]
+    return local == [(sequence, json.loads(result or "null")) for sequence, result in recorded]
 
 
 def print_slow_links(found: Sequence[Mapping[str, Any]]) -> None:

@@ -367,7 +367,7 @@ class Estimates:
             if means is None:
                 unknown.append(route)
                 continue
-            decode_s = means.decode.value if means.decode.count else means.encode.value / ratio
+            decode_s = means.decode.value if means.decode.count else means.encode.value * self._decode_share(ratio)
             found[route] = Payload(means.size.value, means.encode.value, decode_s)
             spreads[route] = max(means.size.spread(self.now_s), 0.5 * means.encode.spread(self.now_s))
         if unknown:
@@ -379,6 +379,15 @@ class Estimates:
                 found[split, codec] = Payload(raw * share, raw * encode_s * slowness, raw * decode_s)
                 spreads[split, codec] = 1.0
         return found, spreads
+
+    def _decode_share(self, ratio: float) -> float:
+        """Decoding there by encoding here, from the payloads whose decoding the cloud has told.
+
+        The ratio of the tasks may be quite another: a JPEG on its way to the cloud looked as if it cost nothing.
+        """
+        both = [means for means in self._payloads.values() if means.decode.count and means.encode.value > 0]
+        encode_s = sum(means.encode.value for means in both)
+        return sum(means.decode.value for means in both) / encode_s if encode_s else 1.0 / ratio
 
     def _raw_payloads(self) -> tuple[dict[int, float], float]:
         """Uncompressed size by split, as the codecs tried tell it, and how much slower than the priors we encode."""

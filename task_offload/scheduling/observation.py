@@ -72,9 +72,9 @@ class Observation:
         window: items that may be unacknowledged at a time.
         in_local_outage: the cloud is away.
         held_s: how long the first task waited because what follows it had no room.
-        transfer_bytes, transfer_s: of payloads of at least `TRAIN_BYTES` that the cloud received, their size, and the
-            time from the first to the last byte of each. A payload that size measures the link however rarely one
-            is sent, which acked_bytes / link_busy_s does not.
+        transfer_bytes, transfer_s: of payloads of at least `TRAIN_BYTES` that the cloud received, the bytes after the
+            first that came, and the time that these took. A payload that size measures the link however rarely one is
+            sent, which acked_bytes / link_busy_s does not.
         latency_s: mean time from captured to finished, of `finished` items; None where there is none.
         late: finished items whose latency was above `--max-latency`.
     """

@@ -1,8 +1,8 @@
 """A slower link than the real one. In: a device's connection. Out: the same bytes, later.
 
-A relay on loopback between the device and the server: bytes go up through a token bucket and come out a delay later,
-and come down a delay later. What the bucket does not take stays in the sockets' buffers, so the device feels
-back-pressure as on a real link. The relay never looks at a byte.
+A relay on loopback between the device and the server: bytes go up at the link's rate and come out a delay later, and
+come down a delay later. What the link does not take stays in the sockets' buffers, so the device feels back-pressure
+as on a real link. The relay never looks at a byte.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from collections import deque
 from task_offload.config import EmulatedLink
 from task_offload.transport.stream import tune
 
-CHUNK_BYTES = 16 * 1024
-BUCKET_S = 0.01  # the burst that a full bucket lets through at once
+CHUNK_S = 0.001  # what the link carries at a time: a TLS record takes several of them, as of a real link's packets
+LEAST_CHUNK_BYTES, MOST_CHUNK_BYTES = 2 * 1024, 16 * 1024
+LATE_S = 0.01  # by which the relay may wake up too late, and still make up for it
+IDLE_S = 0.0005  # a wait for bytes that is longer was the link's: it was idle, and saves nothing up for later
 BUFFER_BYTES = 64 * 1024  # a router's queue
 
 
@@ -63,23 +65,27 @@ class _Pipe:
         self._delay_s = delay_s
         self._flying: deque[tuple[float, bytes]] = deque()
         self._changed = threading.Condition()
+        rate = bytes_per_s or 1e9
+        self._chunk_bytes = min(max(int(rate * CHUNK_S), LEAST_CHUNK_BYTES), MOST_CHUNK_BYTES)
         # What a link of this rate and delay holds, and not more: beyond it the sender waits.
-        self._most = 8 + int((bytes_per_s or 1e9) * delay_s / CHUNK_BYTES) * 2
+        self._most = 8 + int(rate * delay_s / self._chunk_bytes) * 2
 
     def start(self) -> None:
         for run in (self._take, self._give):
             threading.Thread(target=run, name="emulated link", daemon=True).start()
 
     def _take(self) -> None:
-        ready_at = time.monotonic()
+        ready_at = asked_at = time.monotonic()
         with contextlib.suppress(OSError):
-            while data := self._source.recv(CHUNK_BYTES):
+            while data := self._source.recv(self._chunk_bytes):
                 if self._bytes_per_s is not None:
                     now = time.monotonic()
-                    ready_at = max(ready_at, now - BUCKET_S) + len(data) / self._bytes_per_s
+                    saved_s = LATE_S if now - asked_at < IDLE_S else 0.0
+                    ready_at = max(ready_at, now - saved_s) + len(data) / self._bytes_per_s
                     if ready_at > now:
                         time.sleep(ready_at - now)
                 self._put(data)
+                asked_at = time.monotonic()
         self._put(b"")
 
     def _put(self, data: bytes) -> None:

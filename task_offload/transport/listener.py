@@ -81,8 +81,8 @@ class Connection:
         origin: what limits count instead of it.
         session: what the handler keeps with it.
         receive_ns: busy time for receiving since the handler last took it.
-        transfer_ns, transfer_bytes: of bodies that came in pieces, the time from the first piece to the last, and
-            their size, since the handler last took them.
+        transfer_ns, transfer_bytes: of bodies that came in pieces, the time from when nothing more of one was there to
+            its last piece, and the bytes that came in that time, since the handler last took them.
     """
 
     def __init__(self, stream: Stream, address: str, side: CloudSide, reader: FrameReader, now_s: float) -> None:
@@ -98,6 +98,7 @@ class Connection:
         self.transfer_ns = 0
         self.transfer_bytes = 0
         self.body_began_ns: int | None = None
+        self.body_rest_bytes = 0  # of a body that has begun to come: what was to come then
         self.held: list[Frame] = []  # came before it was paused, and was not handed on
         self.signs = 0  # of life, since the tick
         self.secure = False
@@ -390,10 +391,8 @@ class Listener:
             connection.receive_ns += now_ns - started_ns
             if frames and connection.body_began_ns is not None:
                 connection.transfer_ns += now_ns - connection.body_began_ns
-                connection.transfer_bytes += len(frames[0].body or b"")
+                connection.transfer_bytes += connection.body_rest_bytes
                 connection.body_began_ns = None
-            if connection.body_began_ns is None and connection.reader.body_left_bytes:
-                connection.body_began_ns = now_ns
             self._hand_on(connection, frames)
             largest = max(largest, count)
             if count < len(buffer) and count < READ_ON_BYTES and not connection.stream.pending():
@@ -403,6 +402,9 @@ class Listener:
                 break
         if connection.closed:
             return
+        if connection.body_began_ns is None and connection.reader.body_left_bytes and budget_bytes > 0:
+            # From here on, and not from the first piece: what had come when that was read did not take this time.
+            connection.body_began_ns, connection.body_rest_bytes = started_ns, connection.reader.body_left_bytes
         # Of a body that comes fast, the most is waited for at once: to be woken costs both sides more than to read.
         left_bytes = connection.reader.body_left_bytes if largest >= READ_ON_BYTES else 0
         connection.stream.expect(max(1, min(left_bytes - TLS_RECORD_BYTES, MOST_EXPECTED_BYTES)))

@@ -146,3 +146,12 @@ def test_what_a_limit_gave_corrects_its_prediction() -> None:
     before = found.costs([(2, "none")]).cores
     found.correct("device", 0.9)
     assert found.costs([(2, "none")]).cores == pytest.approx(0.9 * before)
+
+
+def test_decoding_not_told_yet_is_inferred_from_other_payloads_and_not_from_tasks() -> None:
+    on_its_way = {(2, "none"): PayloadCost(10, 500_000, 0.01, 10, 0.005), (1, "none"): PayloadCost(10, 500_000, 0.03)}
+    tasks = (TaskCost(10, 0.1, 10), TaskCost(), TaskCost())
+    found = estimates(
+        observation(0.5), observation(1.0, payloads=on_its_way, device=tasks, cloud=(TaskCost(10, 0.001, 10),) * 3)
+    )
+    assert found.costs([(1, "none")]).payloads[1, "none"].decode_s == pytest.approx(0.0015)

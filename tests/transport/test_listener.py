@@ -188,6 +188,20 @@ def test_half_a_body_holds_nobody_up(make: Callable[..., World]) -> None:
         world.handler.wait_for(lambda: len(world.handler.events) == 2)
 
 
+def test_a_transfer_is_what_came_after_its_first_piece(make: Callable[..., World]) -> None:
+    world = make()
+    with world.introduced() as peer:
+        message = item(0, 1, np.zeros(300_000, np.uint8))
+        peer.send(message[:-290_000])
+        world.pass_()
+        peer.send(message[-290_000:])
+        world.handler.wait_for(lambda: len(world.handler.events) == 1)
+        connection = world.handler.connection
+        assert connection is not None
+        assert connection.transfer_bytes == 290_000
+        assert connection.transfer_ns > 0
+
+
 def test_a_body_that_came_fast_and_becomes_slow_is_heard_all_the_same(make: Callable[..., World]) -> None:
     world = make()
     with world.introduced() as peer:
