@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from task_offload.emulated_cpu import EmulatedCpu
 from task_offload.errors import OffloadError, SourceError
 from task_offload.observe.meters import DeviceMeters
 from task_offload.pipeline import MOST_AHEAD, Pipeline
@@ -321,3 +322,21 @@ def test_a_bug_ends_the_run_with_an_error_and_does_not_hang(caplog: pytest.LogCa
     assert isinstance(world.pipeline.error, OffloadError)
     assert "a bug" in str(world.pipeline.error)
     assert "the pipeline failed" in caplog.text
+
+
+def test_a_sensor_that_waits_does_not_keep_an_emulated_core_from_the_others() -> None:
+    sensor = threading.Event()
+    numbers = iter(range(2))
+
+    def capture() -> Any:
+        number = next(numbers)
+        if number == 1:
+            sensor.wait(PATIENCE_S)
+            return False
+        return True, number
+
+    world = World(capture, lambda n: (True, n), last, split=2, cpu=EmulatedCpu(2.0))
+    world.pipeline.start()
+    world.wait_for(lambda: len(world.entries) == 1)
+    sensor.set()
+    world.end()
