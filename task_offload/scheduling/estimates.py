@@ -216,6 +216,10 @@ class Estimates:
         """What was observed while this resource was the limit is `factor` times what was predicted."""
         self._efficiency[resource] = min(max(self._efficiency[resource] * factor, 0.3), 1.5)
 
+    def saturated(self, resource: str) -> bool:
+        """Whether this resource may be what held the last interval up: the device tells how busy it was."""
+        return resource != RESOURCES[DEVICE] or self._crowd > IDLE_CROWD
+
     def _add_device(self, observation: Observation, keep: float) -> None:
         busy_s = sum(each.busy_s for each in observation.device)
         busy_s += sum(each.encode_s for each in observation.payloads.values())

@@ -98,6 +98,7 @@ class ModelPolicy:
         self._codec = goal.codecs[0]
         self._pending: dict[tuple[int, str], float] = {}
         self._switched_s = -math.inf
+        self._before = 0  # items captured before the last switch and not finished yet
         self._saved_s = -math.inf
         self._patience_s = PATIENCE_S
         self._rest_s = 0.0  # least time between switches while the target is out of reach
@@ -161,7 +162,7 @@ class ModelPolicy:
             current, kept, able_fps, best, meets, holds, aim_fps, now_s, since_look_s, LEAST_GAIN * dearest_s
         )
         if why:
-            self._switch(why, now_s)
+            self._switch(why, observation)
             return self._decision(best, self._reason(current, best, why, demand_fps, known.costs), probes)
         trim = self._trim(current, trimmed, demand_fps)
         if not probes:
@@ -204,7 +205,8 @@ class ModelPolicy:
         recent = self._recent
         if self._estimates.stepped:
             recent.clear()
-        if observation.now_s - self._switched_s < 2.0 * observation.interval_s:
+        if self._before > 0:
+            self._before -= observation.finished + observation.dropped
             return None
         recent.append(
             _Past(
@@ -228,7 +230,8 @@ class ModelPolicy:
         # The shares of a mix steer towards the aim, so there only what they could not level out counts.
         rest = off if current.first is current.second else min(abs(off), abs(fps / aim_fps - 1.0))
         self._unrest += LEARN * (rest * rest - self._unrest)
-        self._estimates.correct(current.limit, 1.0 + LEARN * min(max(off, -0.5), 0.5))
+        if self._estimates.saturated(current.limit):
+            self._estimates.correct(current.limit, 1.0 + LEARN * min(max(off, -0.5), 0.5))
         return fps
 
     def _margin(self) -> float:
@@ -314,12 +317,14 @@ class ModelPolicy:
         self._saving += min(1.0, since_look_s / self._patience_s) * (saving - self._saving)
         return "save" if min(saving, self._saving) > GAIN else ""
 
-    def _switch(self, why: str, now_s: float) -> None:
+    def _switch(self, why: str, observation: Observation) -> None:
+        now_s = observation.now_s
         if why == "need" and now_s - self._saved_s < TRIAL_S:
             self._patience_s = min(2.0 * self._patience_s, MAX_PATIENCE_S)
             self._forgiven_s = now_s
         self._saved_s = now_s if why == "save" else -math.inf
         self._switched_s = now_s
+        self._before = max(1, observation.backlog)
         self._saving = 0.0
         self._rest_s = min(2.0 * max(self._rest_s, JUDGED_S), MAX_PATIENCE_S)
         self._recent.clear()

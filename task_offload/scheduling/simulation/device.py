@@ -25,7 +25,9 @@ from task_offload.scheduling.observation import (
 )
 from task_offload.scheduling.simulation.worlds import COMMIT_S, World
 
-QUEUE = 4  # items that wait between two stages
+# The pipeline's own rules: what waits for a worker, for each worker what may be done before an earlier item is, and
+# what waits for the window. A live source keeps only its newest item.
+QUEUE, MOST_AHEAD, ROOM_ENTRIES, NEWEST = 1, 4, 2, 1
 WINDOW = 16
 _NOISES = 4096
 STALL_S = 0.018  # what a quota of 0.1 with a period of 20 ms lets a task wait
@@ -116,6 +118,11 @@ def _noises(random_: random.Random, spread: float) -> list[float]:
     return [math.exp(random_.gauss(-sigma * sigma / 2.0, sigma)) for _ in range(_NOISES)]
 
 
+def _last(count: int) -> deque[float]:
+    """Room for the times of the last so many items."""
+    return deque([0.0] * count, maxlen=count)
+
+
 class SimulatedDevice:
     """Runs a world's items under a policy's decisions, interval by interval."""
 
@@ -137,12 +144,15 @@ class SimulatedDevice:
         self._intervals: dict[int, Interval] = {}
         self._waiting: deque[float] = deque()
         self._arrival_s = random_.random() / world.source_fps if math.isfinite(world.source_fps) else 0.0
-        self._cores = [0.0] * world.cores
+        cores = world.cores
+        self._cores = [0.0] * cores
         self._capture_free = self._state_free = self._link_free = self._main_free = self._cloud_state_free = 0.0
         self._sent_s = self._acked_s = self._ready_s = 0.0
         self._workers: list[float] = [0.0]
-        self._sends: deque[float] = deque([0.0] * QUEUE, maxlen=QUEUE)
-        self._acks: deque[float] = deque([0.0] * WINDOW, maxlen=WINDOW)
+        self._starts = _last(QUEUE + cores + 1)  # when a worker took the last items
+        self._in_order = _last(MOST_AHEAD * cores)  # when they and all before them were done
+        self._blocked: deque[tuple[float, float]] = deque()  # since when payloads waited for the window, and until when
+        self._acks = _last(WINDOW)
         self._inside = 0
 
     def advance(self, costs: Costs) -> tuple[Interval, Observation]:
@@ -151,7 +161,7 @@ class SimulatedDevice:
         self._run(end_s, costs)
         interval = self._intervals.pop(self._tick, None) or Interval()
         self._tick += 1
-        self._inside += interval.captured - interval.finished
+        self._inside += interval.captured - interval.finished - interval.dropped
         return interval, self._observe(end_s, interval, costs)
 
     def _at(self, second: float) -> Interval:
@@ -165,7 +175,8 @@ class SimulatedDevice:
         world, line = self.world, self._line
         live, paced = world.live, math.isfinite(world.source_fps)
         period_s = 1.0 / world.source_fps
-        cores, waiting, sends, acks = self._cores, self._waiting, self._sends, self._acks
+        cores, waiting = self._cores, self._waiting
+        starts, in_order, blocked, acks = self._starts, self._in_order, self._blocked, self._acks
         half_trip_s = world.rtt_s / 2.0
         last = len(costs.cloud_s) - 1
         main_s = costs.cloud_s[last] / costs.main_share
@@ -182,14 +193,13 @@ class SimulatedDevice:
                 survivals.append((q, i))
         times: dict[Route, _Times] = {}
         while True:
-            core = cores.index(min(cores)) if len(cores) > 1 else 0
-            start = max(cores[core], self._capture_free)
+            start = max(self._capture_free, starts[0])
             captured_at = start
             if paced:
                 while self._arrival_s <= start:
                     waiting.append(self._arrival_s)
                     self._arrival_s += period_s
-                    if live and len(waiting) > QUEUE:
+                    if live and len(waiting) > NEWEST:
                         dropped = self._at(max(waiting.popleft(), self._tick * self.interval_s))
                         dropped.captured += 1
                         dropped.dropped += 1
@@ -229,27 +239,40 @@ class SimulatedDevice:
             here[0] += 1
             here[1] += noise
             begin.capture_s += capture_s
-            work_start = self._capture_free
+            # The first task has its own thread: it gets a core at once, and what ran there goes on later.
+            core = cores.index(min(cores)) if len(cores) > 1 else 0
+            cores[core] = max(cores[core], start) + capture_s
+            if len(cores) > 1:
+                core = cores.index(min(cores))
+            work_start = max(self._capture_free, cores[core], in_order[0])
+            while blocked and blocked[0][1] <= work_start:
+                blocked.popleft()
+            while len(blocked) >= ROOM_ENTRIES and blocked[ROOM_ENTRIES - 1][0] <= work_start:
+                work_start = max(work_start, blocked.popleft()[1])
             if t.stateful_here:
                 work_start = max(work_start, self._state_free)
                 self._state_free = work_start + busy_s
+            starts.append(work_start)
             if filtered_by < split:
                 done = work_start + busy_s
                 cores[core] = done
+                self._ready_s = max(done, self._ready_s)
+                in_order.append(self._ready_s)
                 begin.device_s += capture_s + busy_s
                 self._finish(done, done - captured_at)
                 continue
             encode_s = t.encode_s * noise
-            done = work_start + busy_s + encode_s
+            done = cores[core] = work_start + busy_s + encode_s
             begin.device_s += capture_s + busy_s + encode_s
             size_noise = self._size_noise[i]
             size_bytes = t.size_bytes * size_noise
             here[2] += size_noise
             self._ready_s = max(done, self._ready_s)  # items leave in order
-            handed = max(self._ready_s, acks[0])  # to the system, whose queue is a part of the round trip
-            send = max(handed, self._link_free)
-            cores[core] = max(done, sends[0])  # no room behind: the core waits with its item
-            sends.append(send)
+            in_order.append(self._ready_s)
+            handed_s = max(self._ready_s, acks[0])  # to the system, whose queue is a part of the round trip
+            if handed_s > self._ready_s:
+                blocked.append((self._ready_s, handed_s))
+            send = max(handed_s, self._link_free)
             sent = line.end(send, size_bytes)
             self._link_free = sent
             arrived = sent + half_trip_s
@@ -268,13 +291,13 @@ class SimulatedDevice:
                 worked = self._main_free
                 cloud_s += costs.cloud_s[last] * cloud_noise
             acked = max(worked + COMMIT_S + half_trip_s, self._acked_s)
-            self._busy(max(handed, self._acked_s), acked)
+            self._busy(max(handed_s, self._acked_s), acked)
             self._acked_s = acked
             acks.append(acked)
             end = self._finish(acked, acked - captured_at)
             end.acked += 1
             end.acked_bytes += size_bytes
-            end.rtt_s += acked - handed
+            end.rtt_s += acked - handed_s
             end.queue_s += taken - arrived
             end.cloud_s += cloud_s
             if size_bytes >= TRAIN_BYTES:
