@@ -39,6 +39,7 @@ MOST_UNREST = 0.3  # of a link that moves, at most so much of its mean is not co
 LOOK_AROUND_S = 2.0  # between looks at all other choices, while the one in force holds
 CATCH_UP = 0.7  # of what the last seconds lacked, the shares make up for in the next as many
 CATCH_UP_LEAST, CATCH_UP_MOST = -0.15, 0.3
+LASTING_S = 8.0  # a throughput that is too low for so long is believed before the model
 LATE_SHARE, LATE_PACE = 0.05, 0.1  # of the items may be later than --max-latency
 LATENCY_UP, LATENCY_DOWN, MOST_LATENCY_FACTOR = 1.02, 0.999, 3.0  # at each interval with more, or fewer, too late
 LEAST_FPS = 0.01  # a source that yields nothing for a while is not asked for nothing
@@ -111,6 +112,8 @@ class ModelPolicy:
         self._recent: deque[_Past] = deque()  # the last intervals, JUDGED_S together
         self._short_s = 0.0  # how long the target is out of reach for the splits in force
         self._saving = 0.0  # mean of what the best choice would have saved of late, relative
+        self._lift = 0.0  # of the aim: what a mix has lacked all the time, where its unequal items wait for each other
+        self._lacking_s = 0.0  # how long the throughput has been too low, whatever is predicted
         self._unrest = 0.0  # variance of throughput over JUDGED_S, relative
 
     def start(self) -> Decision:
@@ -143,7 +146,11 @@ class ModelPolicy:
         fps = self._check(observation, current, aim_fps)
         kept = self._kept(current, aim_fps, None)
         trimmed = kept if fps is None else self._kept(current, aim_fps, fps)
+        lacks = fps is not None and fps < ENOUGH * demand_fps
+        self._lacking_s = self._lacking_s + observation.interval_s if lacks else 0.0
         able_fps = max(kept.capacity_fps, fps or 0.0)  # what was seen is possible, whatever is predicted
+        if fps is not None and self._lacking_s > LASTING_S:
+            able_fps = fps  # and so is what was not, after a while
         holds = able_fps >= ENOUGH * demand_fps and self._in_time(current)
         worse = not holds and able_fps < (1.0 - TOLERANCE) * self._looked_fps
         if not (worse or estimates.stepped) and now_s - self._looked_s < LOOK_AROUND_S:
@@ -206,7 +213,7 @@ class ModelPolicy:
         if self._estimates.stepped:
             recent.clear()
         if self._before > 0:
-            self._before -= observation.finished + observation.dropped
+            self._before -= observation.finished
             return None
         recent.append(
             _Past(
@@ -225,12 +232,14 @@ class ModelPolicy:
         recent.popleft()
         fps = finished / seconds
         if not held:
+            self._lift *= 1.0 - LEARN
             return min(fps, aim_fps)  # more was not possible, since there was no more
         off = finished / predicted - 1.0
+        self._lift = min(max(self._lift + LEARN * (1.0 - fps / aim_fps), 0.0), CATCH_UP_MOST)
         # The shares of a mix steer towards the aim, so there only what they could not level out counts.
         rest = off if current.first is current.second else min(abs(off), abs(fps / aim_fps - 1.0))
         self._unrest += LEARN * (rest * rest - self._unrest)
-        if self._estimates.saturated(current.limit):
+        if current.first is current.second or self._estimates.saturated(current.limit):
             self._estimates.correct(current.limit, 1.0 + LEARN * min(max(off, -0.5), 0.5))
         return fps
 
@@ -268,9 +277,9 @@ class ModelPolicy:
             fastest = cost_model.mixed(first, second, cost_model.fastest_share(first, second))
             return fastest if fastest.capacity_fps > (1.0 + TOLERANCE) * current.capacity_fps else current
         if fps is not None:
-            lacking = min(max(CATCH_UP * (aim_fps - fps) / aim_fps, CATCH_UP_LEAST), CATCH_UP_MOST)
+            lacking = self._lift + min(max(CATCH_UP * (aim_fps - fps) / aim_fps, CATCH_UP_LEAST), CATCH_UP_MOST)
             caught_up = cost_model.cheapest_share(first, second, aim_fps * (1.0 + lacking))
-            share = share if caught_up is None else caught_up
+            share = cost_model.fastest_share(first, second) if caught_up is None else caught_up
         # The tie to one end is loose: leaving the set altogether is a switch, and needs its reason.
         return cost_model.mixed(first, second, min(max(share, MIN_SHARE), 1.0 - MIN_SHARE))
 
@@ -328,6 +337,7 @@ class ModelPolicy:
         self._saving = 0.0
         self._rest_s = min(2.0 * max(self._rest_s, JUDGED_S), MAX_PATIENCE_S)
         self._recent.clear()
+        self._lift = 0.0
 
     # What is worth a probe
 

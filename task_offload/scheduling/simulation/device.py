@@ -28,7 +28,9 @@ from task_offload.scheduling.simulation.worlds import COMMIT_S, World
 # The pipeline's own rules: what waits for a worker, for each worker what may be done before an earlier item is, and
 # what waits for the window. A live source keeps only its newest item.
 QUEUE, MOST_AHEAD, ROOM_ENTRIES, NEWEST = 1, 4, 2, 1
-WINDOW = 16
+# The window's: two items may always be on their way, and as many as wait for so long behind the largest of late.
+LEAST_ITEMS, HORIZON_S, MEMORY_S = 2, 0.1, 1.5
+WINDOW = 1024  # what a device tells its policy; its window is one of time
 _NOISES = 4096
 STALL_S = 0.018  # what a quota of 0.1 with a period of 20 ms lets a task wait
 CROWDED = 0.85  # use of the device's cores from which its threads wait for each other
@@ -152,7 +154,8 @@ class SimulatedDevice:
         self._starts = _last(QUEUE + cores + 1)  # when a worker took the last items
         self._in_order = _last(MOST_AHEAD * cores)  # when they and all before them were done
         self._blocked: deque[tuple[float, float]] = deque()  # since when payloads waited for the window, and until when
-        self._acks = _last(WINDOW)
+        self._acks = _last(LEAST_ITEMS)
+        self._largest_s, self._largest_at = 0.0, 0.0  # time on the link, and when
         self._inside = 0
 
     def advance(self, costs: Costs) -> tuple[Interval, Observation]:
@@ -178,6 +181,7 @@ class SimulatedDevice:
         cores, waiting = self._cores, self._waiting
         starts, in_order, blocked, acks = self._starts, self._in_order, self._blocked, self._acks
         half_trip_s = world.rtt_s / 2.0
+        window_s = world.rtt_s + COMMIT_S + HORIZON_S
         last = len(costs.cloud_s) - 1
         main_s = costs.cloud_s[last] / costs.main_share
         count = max(1, math.ceil(costs.workers))
@@ -269,12 +273,15 @@ class SimulatedDevice:
             here[2] += size_noise
             self._ready_s = max(done, self._ready_s)  # items leave in order
             in_order.append(self._ready_s)
-            handed_s = max(self._ready_s, acks[0])  # to the system, whose queue is a part of the round trip
+            # To the system, whose queue is a part of the round trip.
+            handed_s = max(self._ready_s, min(acks[0], self._acked_s - self._largest_s - window_s))
             if handed_s > self._ready_s:
                 blocked.append((self._ready_s, handed_s))
             send = max(handed_s, self._link_free)
             sent = line.end(send, size_bytes)
             self._link_free = sent
+            if sent - send >= self._largest_s or send - self._largest_at > MEMORY_S:
+                self._largest_s, self._largest_at = sent - send, send
             arrived = sent + half_trip_s
             cloud_noise = self._cloud_noise[i]
             work_s = (t.decode_s + t.after_s[min(filtered_by + 1, last)]) * cloud_noise
