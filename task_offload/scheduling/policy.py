@@ -315,7 +315,9 @@ class ModelPolicy:
             # There is time then: each attempt at more speed waits longer than the one before, unless something changed.
             rest_s = min(self._rest_s, JUDGED_S) if self._estimates.stepped else self._rest_s
             faster = faster and now_s - self._switched_s >= rest_s
-        if not same and not holds and (faster or not self._in_time(current)):
+        late = not self._in_time(current)
+        quicker = self._in_time(best) or best.latency_s < (1.0 - GAIN) * current.latency_s
+        if not same and not holds and ((late and quicker) or (faster and not late)):
             passing = current.limit == cost_model.RESOURCES[cost_model.LINK] and self._estimates.link.unrest > MOVING
             if not passing or self._short_s > JUDGED_S:
                 return "need"
@@ -414,6 +416,14 @@ class ModelPolicy:
         device_ms = 1e3 * old.use_s[cost_model.DEVICE]
         if math.isinf(demand_fps):
             parts.append(f"this is fastest; the limit is the {new.limit}")
+        elif why == "need" and not self._in_time(old):
+            allowed = f"{1e3 * self._max_latency_s:.3g} ms"
+            takes = f"an item takes {1e3 * new.latency_s * self._latency_factor:.3g} ms"
+            before_ms = f"{1e3 * old.latency_s * self._latency_factor:.3g}"
+            if self._in_time(new):
+                parts.append(f"{takes} instead of {before_ms}; {allowed} are allowed")
+            else:
+                parts.append(f"{takes} instead of {before_ms}, which is quickest; no split keeps to {allowed}")
         elif new.capacity_fps < ENOUGH * demand_fps:
             wanted = f"no split reaches {demand_fps:.4g} FPS, this" if math.isfinite(demand_fps) else "this"
             parts.append(f"{wanted} one is fastest; the limit is the {new.limit}")

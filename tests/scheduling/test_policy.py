@@ -90,6 +90,16 @@ def test_a_latency_that_the_best_throughput_would_break_is_kept() -> None:
     assert bound.windows[-1].p95_s < 0.09
 
 
+def test_a_latency_is_a_reason_and_one_that_no_split_keeps_to_is_no_reason_to_flap() -> None:
+    late = World("late", SYNTHETIC, 15.0, always(5.0), link_mbit=always(30.0), live=True, source_fps=15.0, start=1,
+                 max_latency_s=0.15, codecs=ALL_CODECS, duration_s=60.0)  # fmt: skip
+    reasons = [decision.reason for _, decision in switches(simulate(late))]
+    assert any(" 150 ms are allowed" in reason for reason in reasons)
+    found = switches(simulate(replace(late, max_latency_s=0.001)))
+    assert "which is quickest; no split keeps to 1 ms" in found[-1][1].reason
+    assert len(found) <= 3
+
+
 def test_a_link_too_slow_for_lossless_payloads_says_what_a_lossy_codec_would_give() -> None:
     slow = replace(HEAVY, link_mbit=always(4.0), slowdown=always(6.0))
     reasons = [decision.reason for _, decision in switches(simulate(slow))]
