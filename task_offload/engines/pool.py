@@ -194,7 +194,7 @@ class Pool:
         """The first unit took too long, or its worker with it. The others are put back, for any worker."""
         unit = slot.units[0]
         if isinstance(failure, WorkerLostError):
-            log.warning("%s, with item %d of device %s", failure, unit.item.sequence, unit.item.device)
+            log.warning("%s, with item %d of device %s", str(failure), unit.item.sequence, unit.item.device)
             unit.tries += 1
             if unit.tries == TRIES:
                 failure = WorkerLostError(f"{failure}, {TRIES} times with this item")

@@ -85,6 +85,13 @@ def cluster() -> Iterator[str]:
 
 
 Make = Callable[..., Bench]
+DEATHS = 4
+
+
+def held_units() -> int:
+    """Units of this process that somebody still refers to."""
+    gc.collect()
+    return sum(type(each) is Unit for each in gc.get_objects())
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +227,33 @@ def test_a_worker_that_dies_costs_a_retry_and_twice_the_item(
         log = TaskErrorLog(("take", "do", "show"))
         assert "2 times with this item" in log.failed(dead.outcome, "device", 1)
         assert bench.values(("double", 4))[0][-1] == 8
+    finally:
+        bench.engine.close()
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("name", REMOTE)
+def test_workers_that_die_again_and_again_leave_nothing_held(name: str, make_bench: Make, tmp_path: Path) -> None:
+    bench = make_bench(name)
+    try:
+        lanes = [Lane() for _ in range(5)]
+        bench.values(*[("double", number) for number in range(20)])
+        before = held_units()
+        for death in range(DEATHS):
+            for lane in lanes:
+                bench.send(*[("shape", np.full((100, 100, 3), number, np.uint8)) for number in range(10)], lane=lane)
+            bench.send(("die once", str(tmp_path / str(death))))
+            dones = bench.wait(51)
+            assert all(done.outcome.kind is Kind.CONTINUED for done in dones)
+            del dones
+        assert all((tmp_path / str(death)).exists() for death in range(DEATHS))
+        assert held_units() <= before
+        if name == "dask":  # an actor for each worker is all that the cluster keeps
+            from distributed import Client
+
+            with Client(bench.name.partition(":")[2], set_as_default=False) as client:
+                assert len(client.has_what()) == 2
+                assert sum(map(len, client.has_what().values())) == 2
     finally:
         bench.engine.close()
 
