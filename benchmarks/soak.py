@@ -29,7 +29,7 @@ import psutil
 
 from benchmarks import fleet_chain
 from benchmarks.fleet import Cloud
-from benchmarks.fleet_devices import Device, Fleet, Load
+from benchmarks.fleet_devices import PATIENCE_S, Device, Fleet, Load
 from benchmarks.harness import print_table
 
 GROWTH = 1.05
@@ -77,9 +77,8 @@ class Side:
         self.here.append(self._fleet.join(name, load, self.cloud.port))
         self.events["joined"] += 1
 
-    def churn(self) -> None:
-        """One look: whom to let come and go now."""
-        now = time.monotonic()
+    def _look_after(self, now: float) -> None:
+        """Notices who is disconnected, and lets those come back for whom it is time."""
         for device in [each for each in self.here if each.closed]:
             self.here.remove(device)
             if device.refusal == "busy":  # a cloud that has just lost a worker may be full for a while
@@ -95,6 +94,11 @@ class Side:
                 self.away.remove((due_s, device))
                 self._fleet.resume(device)
                 self.here.append(device)
+
+    def churn(self) -> None:
+        """One look: whom to let come and go now."""
+        now = time.monotonic()
+        self._look_after(now)
         staying = [each for each in self.here if each.open and not each.leaving]
         for what in ("leaves", "vanishes", "cut"):
             if staying and self._random.random() < self._options.churn * SLICE_S:
@@ -135,12 +139,14 @@ class Side:
                 self._random.choice(workers).kill()
                 self.events["workers killed"] += 1
 
-    def bring_to_an_end(self) -> None:
-        """Lets all come back; they leave with the others."""
-        for _, device in self.away:
-            self._fleet.resume(device)
-            self.here.append(device)
-        self.away.clear()
+    def call_back(self) -> None:
+        """Lets all come back at once, to leave with the others."""
+        self.away = [(0.0, device) for _, device in self.away]
+
+    def all_are_here(self) -> bool:
+        """Whether nobody is to come back any more. A full cloud lets them in when it has done what it has."""
+        self._look_after(time.monotonic())
+        return not self.away and all(each.open for each in self.here)
 
     def check(self) -> int:
         """Compares the store with what the devices know. Returns how many items were checked."""
@@ -175,6 +181,12 @@ class Side:
         half = len(settled) // 2
         return max(settled[:half]), max(settled[half:])
 
+    def tenths(self) -> str:
+        """The coordinator's memory as the run went on, in words."""
+        apart = max(1, len(self.looks) // 10)
+        most = [max(each[0] for each in self.looks[at : at + apart]) for at in range(0, len(self.looks), apart)]
+        return ", ".join(f"{each / 1e6:.0f}" for each in most)
+
 
 def soak(options: argparse.Namespace, folder: Path) -> int:
     fleet = Fleet()
@@ -188,8 +200,10 @@ def soak(options: argparse.Namespace, folder: Path) -> int:
             for side in sides:
                 side.churn()
         for side in sides:
-            side.bring_to_an_end()
-        fleet.idle(1.0)
+            side.call_back()
+        ends_at = time.monotonic() + PATIENCE_S
+        while sum(side.all_are_here() for side in sides) < len(sides) and time.monotonic() < ends_at:
+            fleet.idle(SLICE_S)
         fleet.run(0.0, 5.0)
         last = [(side, each) for side in sides for each in side.here]
         fleet.leave()
@@ -218,6 +232,7 @@ def soak(options: argparse.Namespace, folder: Path) -> int:
             )
         )  # fmt: skip
         print(f"{side.engine}: " + ", ".join(f"{count} {what}" for what, count in side.events.items()))
+        print(f"{side.engine}: MB of the coordinator in each tenth of the run at most: {side.tenths()}")
         for problem in side.problems[:20]:
             print(f"WRONG: {problem}")
     print_table(
