@@ -194,6 +194,7 @@ class Pool:
         """The first unit took too long, or its worker with it. The others are put back, for any worker."""
         unit = slot.units[0]
         if isinstance(failure, WorkerLostError):
+            # As text: who keeps what is logged would keep the payloads, which the error's frames refer to.
             log.warning("%s, with item %d of device %s", str(failure), unit.item.sequence, unit.item.device)
             unit.tries += 1
             if unit.tries == TRIES:
