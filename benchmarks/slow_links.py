@@ -6,7 +6,7 @@
 Frames in memory; device and cloud are real processes under the project's `device-lab`, see `device_lab.py`. The
 sequential design (`forerunner.py`) is given every split on the same link, and the best of them runs again beside each
 of our runs, in turn. Ours are compared item by item with the results of the local-only chain. The first windows of a
-run do not count (ours: 2 of 3 s, theirs: 1).
+run do not count (ours: 4 of 3 s, theirs: 1).
 """
 
 from __future__ import annotations

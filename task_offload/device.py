@@ -121,6 +121,7 @@ class OffloadRun(Run):
         self._welcomed = threading.Event()
         self._taken_up: set[bytes] = set()  # sessions, earlier ones included
         self._link_busy_before = 0.0
+        self._cpu_before_s = 0.0
         self._observed_at = 0.0
         self.rate = open_source(chain, config.source)
         self._newest = (config.overload or ("newest" if self.live else "block")) == "newest"
@@ -209,6 +210,7 @@ class OffloadRun(Run):
         if self._wait_for_server():
             pipeline.start()
             self.began_at = self._window_at = self._observed_at = time.monotonic()
+            self._cpu_before_s = time.process_time()
             self._work(pipeline)
             self._drain(pipeline)
         self.link.abandon()
@@ -245,12 +247,13 @@ class OffloadRun(Run):
     def observe(self, now: float) -> Observation:
         """What happened since the last call."""
         interval_s, self._observed_at = now - self._observed_at, now
-        link_busy = self.link.busy_s()
+        link_busy, cpu_s = self.link.busy_s(), time.process_time()
         backlog = self.meters.captured - self.books.ended
         observation = self.meters.observe(
             now, interval_s, backlog, link_busy - self._link_busy_before, self._source_rate(), self.cores,
-            1024, self.link.away_since is not None,
+            1024, self.link.away_since is not None, cpu_s - self._cpu_before_s,
         )  # fmt: skip
+        self._cpu_before_s = cpu_s
         self._link_busy_before = link_busy
         return observation
 

@@ -147,6 +147,7 @@ class DeviceMeters:
         cores: int,
         window: int,
         away: bool,
+        cpu_s: float | None = None,
     ) -> Observation:
         """What happened since the observation before. See `Observation` for the arguments."""
         with self._lock:
@@ -181,6 +182,7 @@ class DeviceMeters:
                 transfer_s=self._transfer_s,
                 latency_s=self._latency_s / self._latencies if self._latencies else None,
                 late=self._late,
+                cpu_s=cpu_s,
             )
             self._captured_before = self.captured
             self._payloads.clear()

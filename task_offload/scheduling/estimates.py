@@ -188,6 +188,8 @@ class Estimates:
         self._survival = [Mean() for _ in tasks]
         self._payloads: dict[tuple[int, str], _PayloadMeans] = {}
         self._crowd = 1.0
+        self._cpu_s = self._busy_s = 0.0  # of late: what the process got, and what its threads were busy by the clock
+        self._cores = 1.0
         self.link = Link()
         self._trip_s = 0.0
         self._source: float | None = None
@@ -223,8 +225,15 @@ class Estimates:
     def _add_device(self, observation: Observation, keep: float) -> None:
         busy_s = sum(each.busy_s for each in observation.device)
         busy_s += sum(each.encode_s for each in observation.payloads.values())
+        self._cores = float(observation.cores)
+        if observation.cpu_s is not None:
+            self._cpu_s = keep * self._cpu_s + observation.cpu_s
+            self._busy_s = keep * self._busy_s + busy_s
+            # Under a CPU quota, or behind one lock, two threads that are busy by the clock get on no faster than one.
+            if self._cpu_s < self._busy_s:
+                self._cores = max(1.0, self._cores * self._cpu_s / self._busy_s)
         # Threads that wait for each other's core are busy by the clock. More than all cores cannot be.
-        busy = busy_s / (observation.interval_s * observation.cores)
+        busy = busy_s / (observation.interval_s * self._cores)
         self._crowd += (CROWD_PACE if abs(busy - self._crowd) < CROWD_STEP * self._crowd else 1.0) * (
             busy - self._crowd
         )
@@ -342,7 +351,7 @@ class Estimates:
             stateful=self._stateful,
             payloads=payloads,
             link_bytes_per_s=self.link.bytes_per_s * LINK_USE * efficiency[RESOURCES[LINK]],
-            cores=last.cores * efficiency[RESOURCES[DEVICE]],
+            cores=self._cores * efficiency[RESOURCES[DEVICE]],
             workers=max(last.workers * efficiency[RESOURCES[WORKERS]], 1e-3),
             main_share=max(last.main_share * efficiency[RESOURCES[MAIN]], 1e-3),
             round_trip_s=self._trip_s,
@@ -383,6 +392,11 @@ class Estimates:
                 found[split, codec] = Payload(raw * share, raw * encode_s * slowness, raw * decode_s)
                 spreads[split, codec] = 1.0
         return found, spreads
+
+    def told(self, route: tuple[int, str]) -> bool:
+        """Whether the cloud has told what decoding this split and codec costs."""
+        means = self._payloads.get(route)
+        return means is not None and means.decode.count > 0
 
     def _decode_share(self, ratio: float) -> float:
         """Decoding there by encoding here, from the payloads whose decoding the cloud has told.

@@ -77,6 +77,7 @@ class Observation:
             sent, which acked_bytes / link_busy_s does not.
         latency_s: mean time from captured to finished, of `finished` items; None where there is none.
         late: finished items whose latency was above `--max-latency`.
+        cpu_s: CPU seconds that the device's process got; None where that is not measured.
     """
 
     now_s: float
@@ -104,6 +105,7 @@ class Observation:
     transfer_s: float = 0.0
     latency_s: float | None = None
     late: int = 0
+    cpu_s: float | None = None
 
     @property
     def fps(self) -> float:

@@ -322,7 +322,11 @@ class ModelPolicy:
             if not passing or self._short_s > JUDGED_S:
                 return "need"
         saving = 0.0
-        if not same and best.capacity_fps >= min(aim_fps, ENOUGH * able_fps):
+        told = all(
+            self._estimates.told((each.split, each.codec))
+            for each in (current.first, current.second, best.first, best.second)
+        )
+        if told and not same and best.capacity_fps >= min(aim_fps, ENOUGH * able_fps):
             saving = 1.0 - (best.cloud_s + least_gain_s) / max(kept.cloud_s, 1e-9)
         # A mean over time, so that noise does not start the wait again, and much is taken sooner than little.
         self._saving += min(1.0, since_look_s / self._patience_s) * (saving - self._saving)
