@@ -20,10 +20,10 @@ class CloudSession:
     reception, on the listener's thread unless it says otherwise; `pending` to `frame` to the finisher.
     """
 
-    def __init__(self, device: str, session: bytes, books: SessionBooks) -> None:
+    def __init__(self, device: str, session: bytes, books: SessionBooks, weight: float = 1.0) -> None:
         self.device = device
         self.session = session.hex()
-        self.lane = Lane()
+        self.lane = Lane(weight)
         self.costs = CloudCosts()
         self.connection: Connection | None = None
         self.admission: Admission | None = None

@@ -10,7 +10,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -21,6 +21,7 @@ DEFAULT_PORT = 8089
 PICTURE_QUALITY = 90
 DRAIN_S = 5.0
 TASK_TIMEOUT_S = 30.0
+WEIGHTS = (0.01, 100.0)  # the least and the most: nobody is to be shut out by another's
 MOST_WORKERS = 1024  # more than one a core only helps tasks that wait for something
 
 
@@ -77,6 +78,7 @@ class CloudConfig:
     engine: str = "threads"
     workers: int = 0
     task_timeout_s: float = TASK_TIMEOUT_S
+    weights: Mapping[str, float] = field(default_factory=dict)
     results: tuple[str, ...] = ()
     keep_days: float | None = None
     state_dir: Path | None = None
@@ -319,6 +321,10 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
         metavar="SECONDS",
     )
     options.add(
+        "--weight", _weight, None, "while devices want more than the workers can do, this one gets WEIGHT times what "
+        "another gets (default 1); repeatable [$OFFLOAD_WEIGHTS]", metavar="NAME=WEIGHT", action="append",
+    )  # fmt: skip
+    options.add(
         "--results", str, None, "where endings and results are recorded: sqlite:FILE, jsonl:FILE, "
         "mqtt://HOST, none; repeatable "
         "(default sqlite:results.sqlite) [$OFFLOAD_RESULTS]", metavar="SINK", action="append",
@@ -348,6 +354,10 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
     options.add("--report", _report, None, "write the run report", "OFFLOAD_REPORT", metavar="FILE.json")
     options.flag("--no-tls", "no encryption; between loopback addresses only, for measurements")
     given = parser.parse_args(argv)
+    try:
+        weights = given.weight or [_weight(each) for each in environ.get("OFFLOAD_WEIGHTS", "").split()]
+    except argparse.ArgumentTypeError as error:
+        raise ConfigError(f"environment variable OFFLOAD_WEIGHTS: {error}") from error
     results = given.results or environ.get("OFFLOAD_RESULTS", "").split() or ["sqlite:results.sqlite"]
     return CloudConfig(
         host=given.host,
@@ -356,6 +366,7 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
         engine=given.engine,
         workers=given.workers or os.cpu_count() or 1,
         task_timeout_s=given.task_timeout,
+        weights=dict(weights),
         results=tuple(results),
         keep_days=given.keep,
         state_dir=given.state_dir,
@@ -424,6 +435,18 @@ def _device(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("it needs the name of a device")
     return text
+
+
+def _weight(text: str) -> tuple[str, float]:
+    name, _, number = text.rpartition("=")
+    least, most = WEIGHTS
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = 0.0
+    if not name or not least <= weight <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device's name, =, and a weight of {least:g} to {most:g}")
+    return name, weight
 
 
 def _codec(text: str) -> str:

@@ -103,6 +103,7 @@ class Reception:
         self._identity = identity
         self._behind = behind
         self._limits = limits
+        self._weights = config.weights
         self._clock = clock
         self._unix_clock = unix_clock
         self.sessions: dict[tuple[str, bytes], CloudSession] = {}
@@ -251,7 +252,7 @@ class Reception:
                 return
             if books.watermark < hello.acked:  # nothing is kept here, or somebody removed it
                 books = SessionBooks(watermark=hello.acked)
-            session = CloudSession(hello.device, hello.session, books)
+            session = CloudSession(hello.device, hello.session, books, self._weights.get(hello.device, 1.0))
             self.sessions[key] = self._by_record[session.device, session.session] = session
             self._of_device[session.device][session] = None
             self._forget_oldest(session.device)
@@ -401,7 +402,9 @@ class Reception:
                     )
         waiting = sum(each.unfinished for each in self.sessions.values())
         self._capacity.measure(now, waiting, self._recorded_items)
-        shares = self._shares.measure({id(each): each.costs for each in self.sessions.values()}, now)
+        shares = self._shares.measure(
+            {id(each): (each.costs, each.lane.weight) for each in self.sessions.values()}, now
+        )
         for session in list(self.sessions.values()):
             session.shares = shares[id(session)]
             if session.connection is not None:

@@ -230,15 +230,25 @@ def test_what_a_server_does_by_default() -> None:
 def test_a_servers_options_and_environment() -> None:
     environ = {
         "PORT": "5", "OFFLOAD_RESULTS": "sqlite:a jsonl:b", "OFFLOAD_KEEP": "30", "OFFLOAD_STATE_DIR": "st",
-        "OFFLOAD_LISTEN": "::1", "OFFLOAD_WORKERS": "3", "HOST": "ignored",
+        "OFFLOAD_LISTEN": "::1", "OFFLOAD_WORKERS": "3", "HOST": "ignored", "OFFLOAD_WEIGHTS": "door=4 a=b=0.5",
     }  # fmt: skip
     config = parse_cloud([], environ)
     assert (config.host, config.port, config.workers) == ("::1", 5, 3)
     assert config.results == ("sqlite:a", "jsonl:b")
     assert (config.keep_days, config.state_dir) == (30.0, Path("st"))
+    assert config.weights == {"door": 4.0, "a=b": 0.5}
     given = parse_cloud(["--results", "none", "--host", "127.0.0.1", "--enroll", "pi", "--drain", "0"], environ)
     assert (given.results, given.host, given.enroll, given.drain_s) == (("none",), "127.0.0.1", "pi", 0.0)
     assert isinstance(given, CloudConfig)
+    assert parse_cloud(["--weight", "x=2", "--weight", "y=3"], environ).weights == {"x": 2.0, "y": 3.0}
+
+
+@pytest.mark.parametrize("text", ["door", "door=", "=2", "door=0", "door=nan", "door=1000"])
+def test_a_weight_that_cannot_be(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not a device's name, =, and a weight of 0\.01 to 100"):
+        parse_cloud(["--weight", text], {})
+    with pytest.raises(ConfigError, match="environment variable OFFLOAD_WEIGHTS"):
+        parse_cloud([], {"OFFLOAD_WEIGHTS": text})
 
 
 def test_the_host_name_becomes_a_device_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,15 @@ def test_a_full_cloud_tells_new_devices_when_to_come_back_and_keeps_those_it_has
     assert world.cloud.reception.rejected["busy"] == 1
 
 
+def test_a_device_has_the_weight_that_it_was_given(make: Callable[..., World]) -> None:
+    world = make(weights={"door": 4.0})
+    door, _ = world.connect(device="door")
+    yard, _ = world.connect(device="yard")
+    with door, yard:
+        weights = {each.device: each.lane.weight for each in world.cloud.reception.sessions.values()}
+    assert weights == {"door": 4.0, "yard": 1.0}
+
+
 def test_costs_are_told_with_an_ack_where_they_are_due(make: Callable[..., World]) -> None:
     world = make()
     peer, _ = world.connect()

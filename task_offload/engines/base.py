@@ -25,6 +25,7 @@ class Lane:
 
     Attributes:
         number: tells it from all others of this process, ever.
+        weight: its part of the workers' time while others want more than there is, by theirs.
         states: what the session's stateful tasks keep, where they run in this process.
         units: those that wait, in sequence order.
         running: how many are being worked on.
@@ -32,10 +33,11 @@ class Lane:
         queued, start_ns, cost_ns: see `FairQueue`; the last is what a unit is expected to take, None if unknown.
     """
 
-    __slots__ = ("cost_ns", "number", "queued", "running", "slot", "start_ns", "states", "units")
+    __slots__ = ("cost_ns", "number", "queued", "running", "slot", "start_ns", "states", "units", "weight")
 
-    def __init__(self) -> None:
+    def __init__(self, weight: float = 1.0) -> None:
         self.number = next(_numbers)
+        self.weight = weight
         self.states = States()
         self.units: deque[Unit] = deque()
         self.running = 0

@@ -1,8 +1,8 @@
 """Whose units are next. In: units of many lanes, and what they took. Out: batches, of the lanes that had least so far.
 
-Start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996), with a worker's time as the service and equal weights. A
-lane's start is the time that it has had; one that was idle begins where the others are, so it saves nothing up. What
-a unit will take is not known: a smoothed estimate is charged when it is given out, and corrected when it is done.
+Start-time fair queueing (Goyal, Vin, Cheng, SIGCOMM 1996), with a worker's time as the service. A lane's start is the
+time that it has had by its weight; one that was idle begins where the others are, so it saves nothing up. What a unit
+will take is not known: a smoothed estimate is charged when it is given out, and corrected when it is done.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class FairQueue:
                 heapreplace(heap, (lane.start_ns, tie, lane))
                 continue
             cost_ns = budget_ns if lane.cost_ns is None else lane.cost_ns
+            weighed_ns = max(1, int(cost_ns / lane.weight))
             if len(batch) >= least and cost_ns > left_ns:
                 break
             heappop(heap)
@@ -62,13 +63,13 @@ class FairQueue:
             self._start_ns = max(self._start_ns, start_ns)
             number = min(len(lane.units), max(1, least - len(batch), left_ns // cost_ns))
             if heap:
-                number = min(number, max(1, (heap[0][0] + AHEAD_NS - start_ns) // cost_ns))
+                number = min(number, max(1, (heap[0][0] + AHEAD_NS - start_ns) // weighed_ns))
             for _ in range(number):
                 unit = lane.units.popleft()
                 unit.charged_ns = cost_ns
                 batch.append(unit)
             lane.running += number
-            lane.start_ns += number * cost_ns
+            lane.start_ns += number * weighed_ns
             left_ns -= number * cost_ns
             self._may_enter(lane)
         return batch
@@ -77,7 +78,7 @@ class FairQueue:
         """A unit that was given out is done, and took so long."""
         lane = unit.lane
         lane.running -= 1
-        lane.start_ns += cost_ns - unit.charged_ns
+        lane.start_ns += int((cost_ns - unit.charged_ns) / lane.weight)
         before_ns = cost_ns if lane.cost_ns is None else lane.cost_ns
         lane.cost_ns = max(1, int(before_ns + SMOOTHING * (cost_ns - before_ns)))
         self._may_enter(lane)

@@ -142,19 +142,23 @@ def _add(told: list[int], items: int, busy_ns: int) -> None:
 
 
 class Shares:
-    """How much of the cloud each device may count on: what the others leave, and at least a fair part."""
+    """How much of the cloud each device may count on: what the others leave, and at least a part by its weight."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
         self._before: dict[int, tuple[int, int]] = {}
         self._now_s = 0.0
 
-    def measure(self, sessions: Mapping[int, CloudCosts], now_s: float) -> dict[int, tuple[float, float]]:
-        """(W, M) of each session by its key, from the busy times since the last call."""
+    def measure(self, sessions: Mapping[int, tuple[CloudCosts, float]], now_s: float) -> dict[int, tuple[float, float]]:
+        """(W, M) of each session by its key, from the busy times since the last call.
+
+        Arguments:
+            sessions: the costs and the weight of each. The main thread knows no weights.
+        """
         interval_ns = max(1.0, (now_s - self._now_s) * 1e9)
         busy = {}
         before, self._before, self._now_s = self._before, {}, now_s
-        for key, costs in sessions.items():
+        for key, (costs, _) in sessions.items():
             total = (costs.worker_busy_ns, costs.main_busy_ns)
             old = before.get(key, total)
             busy[key] = ((total[0] - old[0]) / interval_ns, (total[1] - old[1]) / interval_ns)
@@ -162,11 +166,15 @@ class Shares:
         workers = sum(each[0] for each in busy.values())
         main = sum(each[1] for each in busy.values())
         active = sum(1 for each in busy.values() if each != (0.0, 0.0))
+        weights = sum(sessions[key][1] for key, each in busy.items() if each != (0.0, 0.0))
         shares = {}
         for key, mine in busy.items():
-            fair = 1 / (active if mine != (0.0, 0.0) else active + 1)  # who begins now takes a part too
+            begins = mine == (0.0, 0.0)  # who begins now takes a part too
+            weight = sessions[key][1]
+            fair = 1 / (active + begins)
+            weighed = weight / (weights + weight * begins)
             shares[key] = (
-                max(self._workers - (workers - mine[0]), self._workers * fair),
+                max(self._workers - (workers - mine[0]), self._workers * weighed),
                 max(min(1.0, 1.0 - (main - mine[1])), fair),
             )
         return shares

@@ -50,6 +50,13 @@ def test_time_is_shared_evenly_whatever_units_cost(costs: list[int], one_at_a_ti
     assert all(abs(each - fair_ns) < 0.05 * fair_ns for each in had.values())
 
 
+def test_time_is_shared_by_weight() -> None:
+    lanes = [Lane(0.5), Lane(), Lane(4.0)]
+    had = serve(FairQueue(one_at_a_time=False), dict(zip(lanes, (MS, 5 * MS, MS // 10), strict=True)), 2000 * MS)
+    for lane in lanes:
+        assert abs(had[lane] / had.total() - lane.weight / 5.5) < 0.02
+
+
 def test_who_was_idle_has_saved_nothing_up() -> None:
     queue, busy, idle = FairQueue(one_at_a_time=False), Lane(), Lane()
     serve(queue, {busy: MS}, 1000 * MS)

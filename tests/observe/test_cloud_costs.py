@@ -14,13 +14,15 @@ from task_offload.task import Item
 S = 1_000_000_000
 
 
-def shares_after(busy: Mapping[int, tuple[float, float]], workers: int = 4) -> dict[int, tuple[float, float]]:
+def shares_after(
+    busy: Mapping[int, tuple[float, float]], workers: int = 4, weights: Mapping[int, float] | None = None
+) -> dict[int, tuple[float, float]]:
     """The shares of devices that kept so many workers, and so much of the main thread, busy for a second."""
-    shares, sessions = Shares(workers), {key: CloudCosts() for key in busy}
+    shares, sessions = Shares(workers), {key: (CloudCosts(), (weights or {}).get(key, 1.0)) for key in busy}
     shares.measure(sessions, 10.0)
     for key, (worker, main) in busy.items():
-        sessions[key].worker_busy_ns += int(worker * S)
-        sessions[key].main_busy_ns += int(main * S)
+        sessions[key][0].worker_busy_ns += int(worker * S)
+        sessions[key][0].main_busy_ns += int(main * S)
     return shares.measure(sessions, 11.0)
 
 
@@ -50,6 +52,13 @@ def test_a_small_device_keeps_its_fair_part_beside_a_greedy_one() -> None:
 def test_one_that_begins_is_told_what_would_be_its_part() -> None:
     found = shares_after({1: (4.0, 1.0), 2: (0.0, 0.0)})
     assert found[2] == pytest.approx((2.0, 0.5))
+
+
+def test_who_weighs_more_is_told_a_larger_part_of_the_workers() -> None:
+    found = shares_after({1: (3.0, 0.5), 2: (1.0, 0.5), 3: (0.0, 0.0)}, weights={1: 3.0, 3: 4.0})
+    assert found[1] == pytest.approx((3.0, 0.5))
+    assert found[2] == pytest.approx((1.0, 0.5))
+    assert found[3] == pytest.approx((2.0, 1 / 3))
 
 
 def test_no_devices_no_shares() -> None:

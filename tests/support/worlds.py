@@ -20,13 +20,13 @@ SESSION = bytes(range(16))
 
 
 class World:
-    def __init__(self, folder: Path, results: str | None = None) -> None:
+    def __init__(self, folder: Path, results: str | None = None, **more: Any) -> None:
         self.now = 1000.0
         self.unix_now = 1_800_000_000.0
         self.store = folder / "results.sqlite"
         config = CloudConfig(
             host="127.0.0.1", port=0, app=COUNTER, workers=2, results=(results or f"sqlite:{self.store}",),
-            use_tls=False, drain_s=5.0,
+            use_tls=False, drain_s=5.0, **more,
         )  # fmt: skip
         self.cloud = Cloud(config, clock=lambda: self.now, unix_clock=lambda: self.unix_now)
         self.chain: Chain = load_app(COUNTER)
