@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+import psutil
+
 from task_offload.agreement import chain_spec
 from task_offload.capacity import Capacity
 from task_offload.cloud_session import CloudSession, Endings, summary
@@ -45,6 +47,8 @@ log = logging.getLogger(__name__)
 UNACKED_BYTES = 64 * 1024 * 1024  # of one device: what it may send before it is acknowledged
 UNACKED_ITEMS = 1024
 PAUSE_ITEMS = 4 * UNACKED_ITEMS  # a device that sends more than it may is not read any further
+PAUSE_BYTES = 2 * UNACKED_BYTES  # the same; less where many devices share the memory
+MEMORY_SHARE = 0.25  # of the machine's memory, for what all devices have sent and is not recorded
 MEASURE_EVERY_S = 0.5  # how full the cloud is, and what share of it each device has
 COSTS_EVERY_S = 0.5  # to each device, with an ack where one goes out anyway
 LEFT_COSTS_S = 1.0  # without one
@@ -118,6 +122,7 @@ class Reception:
         self._costs_of_gone = CloudCosts()  # of sessions that are over
         self._filtered: Counter[int] = Counter()  # on devices, by task
         self._connected = 0
+        self._memory_bytes = int(psutil.virtual_memory().total * MEMORY_SHARE)
         self._lines = LineBudget(LINES_PER_MINUTE, clock)
         self._taking = True
         self._capacity = Capacity(clock())
@@ -242,7 +247,7 @@ class Reception:
             )  # fmt: skip
             return
         if session is None:
-            if (reason := self._no_room()) is not None:
+            if (reason := self._no_room(hello.device)) is not None:
                 self._listener.refuse(connection, Refusal.BUSY, reason, FULL_COME_BACK_S)
                 return
             try:
@@ -287,12 +292,14 @@ class Reception:
         self._connected += 1
         self._listener.accept(connection, session, welcome.encode())
 
-    def _no_room(self) -> str | None:
-        """Why no more devices are let in now, if none are."""
+    def _no_room(self, device: str) -> str | None:
+        """Why no more sessions, or none of this device, are let in now, if that is so."""
         if self._connected >= MAX_DEVICES:
             return f"{MAX_DEVICES} devices are connected, and that is the limit of one server; try again later"
         if self._capacity.full:
             return f"the cloud is full: items take {self._capacity.wait_s:.1f} s here; try again later"
+        if device in self._of_device and self._held_bytes(device) > self._room_bytes():
+            return "what earlier runs of this device have sent is still being worked on; try again later"
         return None
 
     # -- the listener's thread: taking in ---------------------------------------------------------------------------
@@ -315,8 +322,21 @@ class Reception:
                 raise ProtocolError(f"a bye at item {event.next_sequence} where item {session.expected} was due")
             session.bye = session.expected  # a device that was killed may not know how far it had come
             self._acknowledge(session, self._clock())
-        if session.unfinished > PAUSE_ITEMS or session.unacked_bytes > 2 * UNACKED_BYTES:
+        if session.unfinished > PAUSE_ITEMS or self._held_bytes(session.device) > self._room_bytes():
             self._listener.pause(connection, True)
+
+    def _held_bytes(self, device: str) -> int:
+        """What a device has sent that is not recorded, in all its sessions."""
+        return sum(each.unacked_bytes for each in self._of_device[device])
+
+    def _room_bytes(self) -> int:
+        """How much one device may have here."""
+        return min(PAUSE_BYTES, self._memory_bytes // max(1, self._connected))
+
+    def _take_up_reading(self, session: CloudSession, connection: Connection) -> None:
+        """Goes on to read from a device that had sent too much, once much of that is recorded."""
+        if session.unfinished <= UNACKED_ITEMS and self._held_bytes(session.device) <= self._room_bytes() // 2:
+            self._listener.pause(connection, False)
 
     def _take_item(self, connection: Connection, session: CloudSession, arrived: Arrived) -> None:
         received_ns, connection.receive_ns = connection.receive_ns, 0
@@ -379,8 +399,8 @@ class Reception:
             session.acked = totals.next_sequence
             self._tell_costs(session, connection, now, COSTS_EVERY_S)
             self._listener.send(connection, ack(totals))
-        if connection.paused and session.unacked_bytes <= UNACKED_BYTES and session.unfinished <= UNACKED_ITEMS:
-            self._listener.pause(connection, False)
+        if connection.paused:
+            self._take_up_reading(session, connection)
         if session.bye is not None and totals.next_sequence == session.bye:
             connection.send(farewell(totals))
             self._leave(session)
@@ -409,6 +429,8 @@ class Reception:
             session.shares = shares[id(session)]
             if session.connection is not None:
                 self._tell_costs(session, session.connection, now, LEFT_COSTS_S)
+                if session.connection.paused:  # for what others have sent, or an earlier session of its own
+                    self._take_up_reading(session, session.connection)
             elif now - session.last_seen > FORGET_AFTER_S:
                 self._forget(session)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from task_offload.engines.base import Unit
 from task_offload.reception import (
     COSTS_EVERY_S,
     FORGET_AFTER_S,
@@ -209,3 +210,90 @@ def test_a_device_that_crashes_again_and_again_takes_little_memory(
     with peer:
         assert welcome.totals.next_sequence == 1
     sessions["device", bytes(16)].expected -= 1
+
+
+class Held:
+    """Units on their way to the engine, which wait until a test lets them go."""
+
+    def __init__(self, world: World) -> None:
+        self.submit = world.cloud.reception._behind.submit
+        self.units: list[Unit] = []
+        world.cloud.reception._behind.submit = self.units.extend  # type: ignore[method-assign]
+
+    def let_go(self) -> None:
+        units = self.units[:]
+        del self.units[: len(units)]
+        self.submit(units)
+
+
+def pass_by(world: World) -> None:
+    """The listener has done all that it could do until now."""
+    peer, _ = world.connect(session=os.urandom(16), device="somebody")
+    peer.socket.close()
+
+
+def test_a_device_waits_when_it_has_its_part_of_the_memory(make: Callable[..., World]) -> None:
+    """A thousand devices that each may have 64 MiB would have all of it after an outage."""
+    world = make()
+    held = Held(world)
+    reception = world.cloud.reception
+    reception._memory_bytes = 1_000_000
+    greedy, _ = world.connect()
+    other, _ = world.connect(device="other")
+    with greedy, other:
+        greedy.send(*(item(number, 2, bytes(100_000)) for number in range(20)))
+        session = reception.sessions["device", SESSION]
+        connection = session.connection
+        assert connection is not None
+        while not connection.paused:
+            pass_by(world)
+        other.send(item(0, 2, 1, 1))
+        while not any(unit.item.device == "other" for unit in held.units):
+            pass_by(world)
+        assert session.expected < 8
+        while session.totals.next_sequence < 20:
+            assert session.unacked_bytes < 700_000
+            held.let_go()
+            pass_by(world)
+        totals(greedy, 20)
+        totals(other, 1)
+
+
+def test_a_new_session_has_no_memory_of_its_own(make: Callable[..., World]) -> None:
+    world = make()
+    held = Held(world)
+    reception = world.cloud.reception
+    reception._memory_bytes = 1_000_000
+    for number in range(3):
+        peer, _ = world.connect(session=bytes([number] * 16))
+        with peer:
+            peer.send(item(0, 2, bytes(400_000)))
+            while len(held.units) <= number:
+                pass_by(world)
+    again = Peer(world.cloud.port)
+    with again:
+        again.send(hello(world.chain, "device", os.urandom(16)).encode())
+        refusal = again.refusal()
+    assert (refusal.code, refusal.retry_after_s) == (Refusal.BUSY, FULL_COME_BACK_S)
+    assert "earlier runs of this device" in refusal.message
+    peer, _ = world.connect(session=bytes([2] * 16))
+    with peer:
+        connection = reception.sessions["device", bytes([2] * 16)].connection
+        assert connection is not None
+        peer.send(item(1, 2, bytes(400_000)), item(2, 2, 1, 1), bye(3))
+        while not connection.paused:
+            pass_by(world)
+        units = [*held.units[2:], *held.units[:2]]  # its own first, and that is not enough
+        held.units.clear()
+        for unit in units:
+            held.submit([unit])
+            while unit.owner.totals.next_sequence <= unit.item.sequence:
+                pass_by(world)
+        assert connection.paused
+        world.now += 0.6  # what waits for an earlier session is found at a tick
+        while connection.paused:
+            pass_by(world)
+        while not held.units:
+            pass_by(world)
+        held.let_go()
+        peer.until(Kind.FAREWELL)
