@@ -18,7 +18,7 @@ from task_offload.emulated_cpu import EmulatedCpu
 from task_offload.errors import ConfigError
 from task_offload.local_run import LocalRun
 from task_offload.pipeline import Pipeline
-from task_offload.run import MOST_WINDOWS, Run, complain, in_words, open_source, share_of
+from task_offload.run import MOST_WINDOWS, Run, in_words, open_source, share_of
 from task_offload.scheduling.mix import Mixer
 from task_offload.scheduling.observation import Observation, Policy, Route
 from task_offload.scheduling.policy import Goal, ModelPolicy
@@ -208,9 +208,9 @@ class OffloadRun(Run):
         self.watchdog.ready()
         self.say(f"{self.decision.reason}; server {config.host}:{config.port}")
         if self._wait_for_server():
-            pipeline.start()
             self.began_at = self._window_at = self._observed_at = time.monotonic()
             self._cpu_before_s = time.process_time()
+            pipeline.start()
             self._work(pipeline)
             self._drain(pipeline)
         self.link.abandon()
@@ -338,22 +338,18 @@ class OffloadRun(Run):
         away_s = self.link.away_s
         if self.link.away_since is not None:
             away_s += time.monotonic() - self.link.away_since
-        self.finish(
+        if self.spool is not None:
+            self.spool.close()
+        return self.finish(
             {
                 "decisions": self.decisions,
                 "away_s": round(away_s, 3),
                 "bytes_sent": self.meters.sent_bytes,
                 "cloud_cpu_s": round(books.cloud_cpu_s, 6),
                 "reconnects": self.link.connections - len(self._taken_up),
-            }
+            },
+            pipeline.error or self.link.error,
         )
-        if self.spool is not None:
-            self.spool.close()
-        error = pipeline.error or self.link.error
-        if error is not None:
-            complain(error)
-            return 1
-        return 130 if self.signals.count > 1 else 0
 
     # -- for the pipeline -------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 from task_offload.emulated_cpu import EmulatedCpu
 from task_offload.errors import OffloadError, SourceError
-from task_offload.run import Run, complain, open_source
+from task_offload.run import Run, open_source
 from task_offload.runner import Kind, Runner, States, TaskErrorLog, pause_s
 from task_offload.task import Item
 
@@ -76,8 +76,6 @@ class LocalRun(Run):
             meters.latency.add(sum(outcome.busy_ns[1:]) / 1e9)
         self.signals.in_task = False
         self.watchdog.stopping()
-        self.finish({"decisions": [], "away_s": 0.0, "bytes_sent": 0, "cloud_cpu_s": 0.0, "reconnects": 0})
-        if error is not None:
-            complain(error)
-            return 1
-        return 130 if self.signals.count > 1 else 0
+        return self.finish(
+            {"decisions": [], "away_s": 0.0, "bytes_sent": 0, "cloud_cpu_s": 0.0, "reconnects": 0}, error
+        )

@@ -146,18 +146,26 @@ class Run:
             **more,
         }
 
-    def finish(self, more: Mapping[str, Any]) -> None:
-        """Prints the summary and writes the report. Raises StoreError if that cannot be."""
+    def finish(self, more: Mapping[str, Any], error: OffloadError | None) -> int:
+        """Prints the summary, writes the report, and says why the run could not do its work. Returns the exit status.
+
+        Raises:
+            StoreError: the report cannot be written.
+        """
         duration_s = time.monotonic() - self.began_at
         books = self.books
         assert books.captured == books.ended, f"the books do not add up: {books}"
         fps = books.finished / duration_s if duration_s > 0 else 0.0
         p50, p99 = (self.meters.latency.percentile(p) for p in (50, 99))
         times = f", latency p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms" if p50 and p99 else ""
-        if books.captured or books.delivered_earlier:
+        if error is None or books.captured or books.delivered_earlier:
             self.say(f"{books.summary()}; {duration_s:.1f} s, {fps:.2f} FPS{times}")
         if self.config.report is not None:
             write_report(self.config.report, self.report(duration_s, more))
+        if error is not None:
+            print(f"iot_client_coordinator.py: {error}", file=sys.stderr, flush=True)
+            return 1
+        return 130 if self.signals.count > 1 else 0
 
 
 def open_source(chain: Chain, source: str | None) -> float | None:
@@ -193,8 +201,3 @@ def in_words(shares: Mapping[int, float]) -> str:
     if len(shares) == 1:
         return str(next(iter(shares)))
     return " + ".join(f"{n} ({share:.0%})" for n, share in sorted(shares.items()))
-
-
-def complain(error: OffloadError) -> None:
-    """The one line that says why the run could not do its work."""
-    print(f"iot_client_coordinator.py: {error}", file=sys.stderr, flush=True)

@@ -176,9 +176,12 @@ def test_failing_tasks_cost_their_item_only(lab: Lab, split: int | None) -> None
 
 
 def test_a_changing_split_loses_repeats_and_reorders_nothing(lab: Lab) -> None:
-    """Automatic mode with a target out of reach, and a gate in the cloud, so that decisions are sure to be made."""
+    """Automatic mode with a target out of reach, so that a decision is made sooner or later."""
     server = lab.server("counter", "--no-tls")
-    device = lab.device("counter", "1", "1000000", "--no-tls", "--duration", "3.3", port=server.port)
+    device = lab.device("counter", "1", "1000000", "--no-tls", port=server.port)
+    device.wait_for(r"split 1.* -> ")
+    device.wait_for("average throughput", device.out.count("average throughput") + 1)  # some items go as it says
+    device.send(signal.SIGINT)
     report = device.finish()
     server.stop()
     check_counter(server.rows(), "device", report["items"]["captured"])
@@ -193,11 +196,11 @@ def test_a_changing_split_loses_repeats_and_reorders_nothing(lab: Lab) -> None:
     by_split = Counter(str(row["split"]) for row in server.rows())
     assert by_split == report["splits"]
     # The average throughput, every 3 seconds.
-    [printed] = re.findall(r"average throughput +([\d.]+) FPS", device.out)
-    [window] = report["windows"]
-    assert float(printed) == pytest.approx(window["fps"], abs=0.01)
-    assert 3.0 <= window["t"] < 6
-    assert sum(window["splits"].values()) == pytest.approx(1.0, abs=0.01)
+    printed = re.findall(r"average throughput +([\d.]+) FPS", device.out)
+    windows = report["windows"]
+    assert [float(fps) for fps in printed] == pytest.approx([window["fps"] for window in windows], abs=0.01)
+    assert windows[0]["t"] >= 3.0
+    assert sum(windows[0]["splits"].values()) == pytest.approx(1.0, abs=0.01)
 
 
 def test_the_reports_have_what_the_design_promises(lab: Lab) -> None:
@@ -244,7 +247,7 @@ def test_duration_ends_the_stream(lab: Lab, shared: Server) -> None:
     for device in devices:
         report = device.finish()
         assert report["items"]["captured"] > 0
-        assert 0.4 <= report["duration_s"] < 30
+        assert report["duration_s"] >= 0.4
 
 
 def test_realtime_keeps_a_files_own_pace(lab: Lab) -> None:
@@ -452,6 +455,7 @@ def test_ctrl_c_while_waiting_for_the_server(lab: Lab) -> None:
     device.wait_for("no connection to")
     device.send(signal.SIGINT)
     assert device.finish(0)["items"]["captured"] == 0
+    assert "0 items captured = 0 completed + 0 filtered + 0 dropped" in device.out
 
 
 @pytest.mark.parametrize("split", [[], ["2", "--no-tls", "--host", "127.0.0.1"]], ids=["local", "manual"])
