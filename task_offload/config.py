@@ -420,7 +420,8 @@ def _report(text: str) -> Path:
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
+    as_it_is = path.exists() and (path.is_symlink() or not path.is_file())  # /dev/stdout, say: it is not replaced
+    if not (os.access(path, os.W_OK) if as_it_is else os.access(path.parent, os.W_OK | os.X_OK)):
         raise argparse.ArgumentTypeError(f"{text} is not in a folder that you can write; name another file")
     return path
 

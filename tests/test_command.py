@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -152,6 +153,15 @@ def test_a_token_file_that_cannot_be_read(
     assert device_command(["2", "--host", "192.0.2.7", "--app", COUNTER]) == 2
     line = one_line(capsys, "iot_client_coordinator.py")
     assert f"OFFLOAD_TOKEN_FILE {name}: {says}; name the file that holds this device's token" in line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_pipe_takes_a_report_where_a_file_could_not_be_made() -> None:
+    os.mkfifo("pipe")
+    Path().chmod(0o500)
+    assert parse_device(["--report", "pipe"], {}).report == Path("pipe")
+    with pytest.raises(ConfigError, match="not in a folder that you can write"):
+        parse_device(["--report", "run.json"], {})
 
 
 def test_help_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
