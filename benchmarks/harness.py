@@ -47,11 +47,13 @@ class Peer:
 
 
 def _quietly(target: Callable[..., None], pipe: Connection, *args: Any) -> None:
-    """Runs `target` without what it prints for its users."""
+    """Runs `target` without what it prints for its users, and ends the process."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
     target(pipe, *args)
+    sys.stderr.flush()
+    os._exit(0)  # the interpreter's own end aborts where a thread is still in OpenCV, as the forerunner's are
 
 
 def calls(pipe: Connection) -> Iterator[tuple[Any, ...]]:
