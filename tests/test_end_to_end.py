@@ -426,6 +426,16 @@ def test_the_server_ends_in_good_order(lab: Lab, number: signal.Signals) -> None
     assert report["items"]["captured"] >= len(rows)
 
 
+def test_the_server_ends_in_good_order_while_a_task_stays_in_opencv(lab: Lab) -> None:
+    """The interpreter's own end aborts when such a thread asks for its lock."""
+    server = lab.server("in_opencv", "--no-tls", "--drain", "0", env={"LOUD": "1"})
+    device = lab.device("in_opencv", "1", "--no-tls", "--items", "1", port=server.port)
+    server.wait_for("in OpenCV")
+    server.send(signal.SIGTERM)
+    server.wait(0)
+    device.kill()
+
+
 def test_a_second_ctrl_c_stops_the_server_at_once(lab: Lab) -> None:
     gate = lab.gate("last")
     server = lab.server("counter", "--no-tls", env={"LAST_GATE": str(gate.path), "LOUD": "1"})

@@ -40,9 +40,6 @@ class Pool:
         batch_ns: expected work of the units that a worker takes at once; a later one waits so much longer.
         least: how many it takes at once in any case, if so many wait.
 
-    Attributes:
-        abandoned: threads that hang in a task; nobody can end them.
-
     Raises:
         OffloadError: a worker cannot start; the message says why.
     """
@@ -66,7 +63,7 @@ class Pool:
         self._least = least
         self._lock = threading.Lock()  # of the queues
         self._closed = threading.Event()
-        self.abandoned = 0
+        self._abandoned: list[threading.Thread] = []  # they hang in a task; nobody can end them
         queues = [_Queue(stateful, self._lock) for _ in range(workers if self._sticky else 1)]
         self._slots = [_Slot(number, queues[number % len(queues)]) for number in range(workers)]
         made: list[Worker] = []
@@ -105,7 +102,7 @@ class Pool:
                 slot.forget.append(lane)
                 slot.queue.ready.notify()
 
-    def close(self) -> None:
+    def close(self) -> bool:
         self._closed.set()
         with self._lock:
             for slot in self._slots:
@@ -116,6 +113,7 @@ class Pool:
             if slot.thread.is_alive() and slot.worker.kill():
                 slot.thread.join(CLOSE_S)
         self._watcher.join()
+        return not any(each.is_alive() for each in (*self._abandoned, *(slot.thread for slot in self._slots)))
 
     def _place(self, lane: Lane) -> int:
         """The slot of a lane; where it is to stay there, the one that has the fewest lanes."""
@@ -246,8 +244,9 @@ class Pool:
             dones, slot.dones = slot.dones, []
             slot.since_ns = perf_counter_ns()
             slot.worker = worker
-        self.abandoned += 1
-        log.error("a thread hangs in a task, and cannot be ended; another takes its place (%d so far)", self.abandoned)
+        self._abandoned.append(slot.thread)
+        count = len(self._abandoned)
+        log.error("a thread hangs in a task, and cannot be ended; another takes its place (%d so far)", count)
         self._report(slot, dones)
         self._start(slot, worker)
 
