@@ -7,9 +7,9 @@ import sys
 def main() -> int:
     """Returns the exit status."""
     try:
-        from task_offload.command import cloud_command  # here: Ctrl-C may come meanwhile, or a package be missing
+        from task_offload.command import cloud_command, end  # here: Ctrl-C may come meanwhile, or a package be missing
 
-        return cloud_command()
+        return end(cloud_command())
     except ModuleNotFoundError as error:
         sys.exit(f"cloud_server_coordinator.py: {error.name} is not installed; pip install -r requirements.txt")
     except KeyboardInterrupt:  # before the run, which ends in good order, began

@@ -7,9 +7,9 @@ import sys
 def main() -> int:
     """Returns the exit status."""
     try:
-        from task_offload.command import device_command  # here: Ctrl-C may come meanwhile, or a package be missing
+        from task_offload.command import device_command, end  # here: Ctrl-C may come meanwhile, or a package be missing
 
-        return device_command()
+        return end(device_command())
     except ModuleNotFoundError as error:
         sys.exit(f"iot_client_coordinator.py: {error.name} is not installed; pip install -r requirements.txt")
     except KeyboardInterrupt:  # before the run, which ends in good order, began

@@ -101,13 +101,9 @@ class Cloud:
         self._watchdog.beat()
         self._finisher.work(timeout_s)
 
-    def close(self) -> bool:
-        """Ends everything: records what is finished, tells the devices, closes the port, writes the report.
-
-        Returns:
-            False if a thread is still at a task. Where that is in OpenCV, the interpreter's own end would abort.
-        """
-        ended = self._engine.close()
+    def close(self) -> None:
+        """Ends everything: records what is finished, tells the devices, closes the port, writes the report."""
+        self._engine.close()
         unrecorded = self._recorder.close(self._config.drain_s)
         self.reception.close()
         if self._identity:
@@ -130,7 +126,6 @@ class Cloud:
                     "rejected": dict(self.reception.rejected),
                 },
             )
-        return ended
 
     # -- what the reception has behind it ---------------------------------------------------------------------------
 

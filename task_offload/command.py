@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from task_offload import output
 from task_offload.config import parse_cloud, parse_device
 from task_offload.errors import ConfigError, OffloadError
 from task_offload.observe.log import log_to_stderr
+from task_offload.runner import TaskThread
 
 
 def device_command(argv: Sequence[str] | None = None) -> int:
@@ -19,6 +22,16 @@ def device_command(argv: Sequence[str] | None = None) -> int:
 def cloud_command(argv: Sequence[str] | None = None) -> int:
     """`cloud_server_coordinator.py`."""
     return _command("cloud_server_coordinator.py", _cloud, argv)
+
+
+def end(status: int) -> int:
+    """The exit status, to give to the interpreter; where a thread is still at a task, ends the process at once.
+
+    The interpreter's own end would abort if such a thread came back from OpenCV meanwhile.
+    """
+    if any(isinstance(each, TaskThread) for each in threading.enumerate()):
+        os._exit(status)
+    return status
 
 
 def _command(program: str, work: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:

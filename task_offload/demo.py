@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from task_offload.command import end
 from task_offload.config import DeviceConfig, EmulatedLink
 from task_offload.errors import OffloadError
 from task_offload.output import say
@@ -136,5 +137,6 @@ def _serve(app: str, told: int, use_tls: bool) -> None:
 if __name__ == "__main__":
     try:
         _serve(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "tls")
+        end(0)
     except OffloadError as error:
         sys.exit(f"demo server: {error}")

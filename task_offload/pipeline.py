@@ -20,7 +20,7 @@ from typing import Any
 from task_offload.emulated_cpu import EmulatedCpu
 from task_offload.errors import OffloadError
 from task_offload.observe.meters import DeviceMeters
-from task_offload.runner import Kind, Outcome, Runner, States, TaskErrorLog, pause_s
+from task_offload.runner import Kind, Outcome, Runner, States, TaskErrorLog, TaskThread, pause_s
 from task_offload.scheduling.observation import Route
 from task_offload.task import Chain, Item
 from task_offload.wire.codec import Encoder
@@ -115,10 +115,8 @@ class Pipeline:
         self._most_ahead = MOST_AHEAD * workers
         self._room = workers + 1
         self.error: OffloadError | None = None
-        self._capture_thread = threading.Thread(target=self._capture, name="capture", daemon=True)
-        self._workers = [
-            threading.Thread(target=self._work, name=f"compute-{number}", daemon=True) for number in range(workers)
-        ]
+        self._capture_thread = TaskThread(target=self._capture, name="capture")
+        self._workers = [TaskThread(target=self._work, name=f"compute-{number}") for number in range(workers)]
 
     def start(self) -> None:
         for thread in (self._capture_thread, *self._workers):

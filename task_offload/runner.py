@@ -6,6 +6,7 @@ import logging
 import threading
 import traceback
 from collections import defaultdict
+from collections.abc import Callable
 from enum import Enum
 from time import perf_counter_ns
 from typing import Any, NamedTuple
@@ -57,6 +58,13 @@ class States:
 
     def of_task(self, index: int) -> dict[str, Any]:
         return self._of_task[index]
+
+
+class TaskThread(threading.Thread):
+    """Runs tasks. One that hangs in a task keeps no process alive."""
+
+    def __init__(self, target: Callable[..., object], name: str, args: tuple[Any, ...] = ()) -> None:
+        super().__init__(target=target, name=name, args=args, daemon=True)
 
 
 class Runner:

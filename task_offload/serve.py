@@ -12,7 +12,7 @@ from types import FrameType
 
 from task_offload.cloud import Cloud
 from task_offload.config import CloudConfig
-from task_offload.output import deliver, finish, is_journal, say
+from task_offload.output import deliver, is_journal, say
 from task_offload.transport.identity import CloudIdentity, default_state_dir
 
 FIRST_DEVICE = "device-1"  # enrolled at the first start
@@ -54,10 +54,7 @@ def run_cloud(config: CloudConfig, started: Callable[[int], None] | None = None)
     try:
         cloud.run()
     finally:
-        ended = cloud.close()
-    if not ended:
-        finish()
-        os._exit(0)
+        cloud.close()
     return 0
 
 

@@ -436,6 +436,15 @@ def test_the_server_ends_in_good_order_while_a_task_stays_in_opencv(lab: Lab) ->
     device.kill()
 
 
+def test_a_device_ends_in_good_order_while_a_task_stays_in_opencv(lab: Lab, shared: Server) -> None:
+    server = lab.server("in_opencv", "--no-tls")
+    device = lab.device("in_opencv", "2", "--no-tls", "--drain", "0", port=server.port, env={"LOUD": "1"})
+    device.wait_for("in OpenCV")
+    device.send(signal.SIGTERM)
+    report = device.finish(0)
+    assert report["items"]["dropped"]["stopped"] > 0
+
+
 def test_a_second_ctrl_c_stops_the_server_at_once(lab: Lab) -> None:
     gate = lab.gate("last")
     server = lab.server("counter", "--no-tls", env={"LAST_GATE": str(gate.path), "LOUD": "1"})

@@ -122,8 +122,8 @@ class Engine(Protocol):
     def forget(self, lane: Lane) -> None:
         """The session is over: drops what waits of it, without a call of `finished`, and its state."""
 
-    def close(self) -> bool:
-        """Ends the workers. What waits is not run. Returns False if a thread is still at a task: none can be ended."""
+    def close(self) -> None:
+        """Ends the workers. What waits is not run."""
 
 
 class Worker(Protocol):

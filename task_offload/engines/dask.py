@@ -74,10 +74,9 @@ class DaskEngine:
     def forget(self, lane: Lane) -> None:
         self._pool.forget(lane)
 
-    def close(self) -> bool:
-        ended = self._pool.close()
+    def close(self) -> None:
+        self._pool.close()
         self._disconnect()
-        return ended
 
     def _disconnect(self) -> None:
         self._client.close()

@@ -16,7 +16,7 @@ from time import perf_counter_ns
 from task_offload.engines.base import Done, Finished, Lane, TaskTimeoutError, Unit, Worker, WorkerLostError
 from task_offload.engines.fair import FairQueue
 from task_offload.errors import OffloadError
-from task_offload.runner import Kind, Outcome
+from task_offload.runner import Kind, Outcome, TaskThread
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ class Pool:
         timeout_s: how long a unit may take.
         batch_ns: expected work of the units that a worker takes at once; a later one waits so much longer.
         least: how many it takes at once in any case, if so many wait.
+
+    Attributes:
+        abandoned: threads that hang in a task; nobody can end them.
 
     Raises:
         OffloadError: a worker cannot start; the message says why.
@@ -63,7 +66,7 @@ class Pool:
         self._least = least
         self._lock = threading.Lock()  # of the queues
         self._closed = threading.Event()
-        self._abandoned: list[threading.Thread] = []  # they hang in a task; nobody can end them
+        self.abandoned = 0
         queues = [_Queue(stateful, self._lock) for _ in range(workers if self._sticky else 1)]
         self._slots = [_Slot(number, queues[number % len(queues)]) for number in range(workers)]
         made: list[Worker] = []
@@ -102,7 +105,7 @@ class Pool:
                 slot.forget.append(lane)
                 slot.queue.ready.notify()
 
-    def close(self) -> bool:
+    def close(self) -> None:
         self._closed.set()
         with self._lock:
             for slot in self._slots:
@@ -113,7 +116,6 @@ class Pool:
             if slot.thread.is_alive() and slot.worker.kill():
                 slot.thread.join(CLOSE_S)
         self._watcher.join()
-        return not any(each.is_alive() for each in (*self._abandoned, *(slot.thread for slot in self._slots)))
 
     def _place(self, lane: Lane) -> int:
         """The slot of a lane; where it is to stay there, the one that has the fewest lanes."""
@@ -127,7 +129,7 @@ class Pool:
 
     def _start(self, slot: _Slot, worker: Worker) -> None:
         slot.worker = worker
-        slot.thread = threading.Thread(target=self._run, args=(slot, worker), name=f"worker-{slot.number}", daemon=True)
+        slot.thread = TaskThread(target=self._run, args=(slot, worker), name=f"worker-{slot.number}")
         slot.thread.start()
 
     # -- a worker's thread ------------------------------------------------------------------------------------------
@@ -244,9 +246,8 @@ class Pool:
             dones, slot.dones = slot.dones, []
             slot.since_ns = perf_counter_ns()
             slot.worker = worker
-        self._abandoned.append(slot.thread)
-        count = len(self._abandoned)
-        log.error("a thread hangs in a task, and cannot be ended; another takes its place (%d so far)", count)
+        self.abandoned += 1
+        log.error("a thread hangs in a task, and cannot be ended; another takes its place (%d so far)", self.abandoned)
         self._report(slot, dones)
         self._start(slot, worker)
 
