@@ -182,8 +182,8 @@ class Fleet:
         due: list[tuple[float, int]] = []
         for number, device in enumerate(self.devices):
             if device.load.rate:
-                # Spread, so that the devices' clocks do not tick together.
-                device.next_due_s = began_s + (number * 0.618034 % 1.0) / device.load.rate
+                # Spread evenly, so that items come alike from few devices and from many.
+                device.next_due_s = began_s + number / len(self.devices) / device.load.rate
                 heapq.heappush(due, (device.next_due_s, number))
             else:
                 self._fill(device, began_s)
