@@ -182,8 +182,9 @@ class Fleet:
         due: list[tuple[float, int]] = []
         for number, device in enumerate(self.devices):
             if device.load.rate:
-                # Spread evenly, so that items come alike from few devices and from many.
-                device.next_due_s = began_s + number / len(self.devices) / device.load.rate
+                if began_s - device.next_due_s > 1 / device.load.rate:  # it begins
+                    # Spread evenly, so that items come alike from few devices and from many.
+                    device.next_due_s = began_s + number / len(self.devices) / device.load.rate
                 heapq.heappush(due, (device.next_due_s, number))
             else:
                 self._fill(device, began_s)
@@ -202,7 +203,8 @@ class Fleet:
                 device.offered += 1
                 if not device.closed:
                     device.waiting.append(at)
-                heapq.heapreplace(due, (at + 1 / device.load.rate, number))
+                device.next_due_s = at + 1 / device.load.rate
+                heapq.heapreplace(due, (device.next_due_s, number))
                 self._fill(device, now)
             self._turn(min(0.02, max(0.0, due[0][0] - now)) if due else 0.02, True)
         took_s = time.monotonic() - counting_from
