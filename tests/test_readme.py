@@ -364,3 +364,15 @@ def test_ci_runs_what_the_readme_says() -> None:
             command in script
         )
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_the_tests_that_are_named_exist() -> None:
+    """The page of attacks says which test shows that each fails."""
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "tests" / "README.md").read_text(encoding="utf-8")))
+    assert len(named) > 40
+    there = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert named <= there, named - there
