@@ -27,6 +27,7 @@ from task_offload.wire.memory import MemoryPool
 FIRST_BYTES = 1024 * 1024
 KEPT_BYTES = 16 * 1024 * 1024
 START_S = 60.0  # for a process to load the app
+START_TRIES = 3
 END_S = 1.0  # for a process to end by itself
 
 _context = multiprocessing.get_context("spawn")  # a fork would copy other threads' locks as they are
@@ -49,18 +50,23 @@ class ProcessWorker:
         self._start()
 
     def wait(self) -> None:
-        if self._process is None:
-            self._start()
         if self._loaded:
             return
-        try:
-            problem = self._pipe.recv() if self._pipe.poll(START_S) else f"it took more than {START_S:g} s"
-        except (EOFError, OSError):
-            problem = "it died"
-        if problem:
-            self._end()
-            raise AppError(f"--engine processes: a worker's process could not load the app: {problem}")
-        self._loaded = True
+        for _ in range(START_TRIES):
+            if self._process is None:
+                self._start()
+            try:
+                problem = self._pipe.recv() if self._pipe.poll(START_S) else f"it took more than {START_S:g} s"
+            except (EOFError, OSError):
+                problem = f"it died, {START_TRIES} times"
+                self._end()
+                continue  # whoever killed it may not kill the next one
+            if not problem:
+                self._loaded = True
+                return
+            break
+        self._end()
+        raise AppError(f"--engine processes: a worker's process could not load the app: {problem}")
 
     def run(self, units: Sequence[Unit]) -> Iterator[Done]:
         away = []

@@ -317,6 +317,22 @@ def test_an_app_that_does_not_load_there_is_one_clear_error(name: str, monkeypat
         Bench(name)
 
 
+@pytest.mark.parametrize("name", REMOTE)
+def test_a_worker_that_dies_while_it_starts_is_started_again(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if name == "dask":
+        pytest.importorskip("distributed")
+    monkeypatch.setenv("DEEDS_PID", str(os.getpid()))
+    monkeypatch.setenv("DEEDS_DIE_ONCE", str(tmp_path / "died"))
+    bench = Bench(name)
+    try:
+        assert (tmp_path / "died").exists()
+        assert [value[-1] for value in bench.values(("double", 1), ("double", 2))] == [2, 4]
+    finally:
+        bench.engine.close()
+
+
 def test_an_engine_that_there_is_not() -> None:
     with pytest.raises(ConfigError, match="choose threads, processes, dask or dask:ADDRESS"):
         Bench("fibres")
