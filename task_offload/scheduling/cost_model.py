@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-RESOURCES = ("device", "device stage", "link", "cloud workers", "cloud main thread", "window")
-DEVICE, STAGE, LINK, WORKERS, MAIN, WINDOW = range(len(RESOURCES))
+RESOURCES = ("device", "device stage", "link", "cloud workers", "cloud main thread", "window", "source")
+DEVICE, STAGE, LINK, WORKERS, MAIN, WINDOW, SOURCE = range(len(RESOURCES))
 _TINY_S = 1e-12
 _NO_LINK = 1e-3  # bytes a second; a link that is away must not make a mix's use infinite times zero
 
@@ -47,6 +47,7 @@ class Costs:
         round_trip_s: from sent to acknowledged, without the payload's transfer and the cloud's work.
         window: items that may be unacknowledged at a time.
         source_rate: items a second that the source yields; infinite if it is always ready.
+        room: items that may wait for the device where the newest wins; None where the source waits for the device.
     """
 
     device_s: Sequence[float]
@@ -61,6 +62,7 @@ class Costs:
     round_trip_s: float = 0.0
     window: int = 1_000_000
     source_rate: float = math.inf
+    room: int | None = None
 
 
 class Option(NamedTuple):
@@ -102,6 +104,10 @@ def options(costs: Costs) -> list[Option]:
         cloud_work[i] = cloud_work[i + 1] + reach[i] * costs.cloud_s[i]
     main_s = reach[last] * costs.cloud_s[last]
     last_stateful = max((i for i in range(last) if costs.stateful[i]), default=-1)
+    # Where the newest wins, what comes while an item takes the device longer than the room lasts is lost for good,
+    # however quick the items between are.
+    period_s = 0.0 if costs.room is None else 1.0 / costs.source_rate
+    room_s = math.inf if costs.room is None else costs.room * period_s
     found = []
     for (split, codec), payload in costs.payloads.items():
         q = reach[split]
@@ -113,13 +119,15 @@ def options(costs: Costs) -> list[Option]:
             [costs.device_s[0]] + [reach[i] * costs.device_s[i] for i in range(1, split) if costs.stateful[i]]
         )
         trip_s = costs.round_trip_s + transfer_s + (work_s + main_s) / max(q, 1e-6)
+        device_s = (device_work[split] + q * payload.encode_s) / costs.cores
         use_s = (
-            (device_work[split] + q * payload.encode_s) / costs.cores,
+            device_s,
             alone_s,
             q * transfer_s,
             work_s / workers,
             main_s / costs.main_share,
             q * trip_s / costs.window,
+            period_s + max(0.0, device_s - room_s),
         )
         latency_s = (
             sum(costs.device_s[:split])

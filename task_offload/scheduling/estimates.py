@@ -28,6 +28,7 @@ STEP_SIGMAS = 4.0  # this far from the mean twice in a row, or twice as far once
 STEP_SHARE = 0.1  # smaller steps are left to the moving mean
 STALE_S = 600.0  # age at which an estimate is worth nothing any more
 UNKNOWN = 0.7  # relative uncertainty of what was only inferred
+ROOM_ITEMS = 2  # beside one for each core, the items of a live source that wait: one in the sensor, one for a worker
 CLOUD_SPEED = 4.0  # how much faster than a device the cloud is, until a task ran on both sides
 
 # Size, and seconds to encode and to decode a byte of the uncompressed payload, on the machine of the project's
@@ -195,12 +196,14 @@ class Estimates:
         self._source: float | None = None
         self._last: Observation | None = None
         self._efficiency = dict.fromkeys(RESOURCES, 1.0)
+        self._newest_wins = False
         self.now_s = 0.0
         self.stepped = False
 
     def add(self, observation: Observation) -> None:
         """Takes one interval in. `stepped` then says whether something was forgotten."""
         self._last = observation
+        self._newest_wins |= observation.dropped > 0
         self.now_s = observation.now_s
         keep = math.exp(-observation.interval_s / MEMORY_S)
         self.stepped = False
@@ -357,6 +360,7 @@ class Estimates:
             round_trip_s=self._trip_s,
             window=max(1, last.window),
             source_rate=self.source_rate,
+            room=last.cores + ROOM_ITEMS if self._newest_wins else None,
         )
 
     def _speed_ratio(self) -> float:
