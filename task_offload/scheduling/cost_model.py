@@ -20,6 +20,7 @@ from typing import NamedTuple
 RESOURCES = ("device", "device stage", "link", "cloud workers", "cloud main thread", "window", "source")
 DEVICE, STAGE, LINK, WORKERS, MAIN, WINDOW, SOURCE = range(len(RESOURCES))
 _TINY_S = 1e-12
+_LEAST_RATE = 1e-3  # items a second; a source that is silent has no period
 _NO_LINK = 1e-3  # bytes a second; a link that is away must not make a mix's use infinite times zero
 
 
@@ -106,7 +107,7 @@ def options(costs: Costs) -> list[Option]:
     last_stateful = max((i for i in range(last) if costs.stateful[i]), default=-1)
     # Where the newest wins, what comes while an item takes the device longer than the room lasts is lost for good,
     # however quick the items between are.
-    period_s = 0.0 if costs.room is None else 1.0 / costs.source_rate
+    period_s = 0.0 if costs.room is None else 1.0 / max(costs.source_rate, _LEAST_RATE)
     room_s = math.inf if costs.room is None else costs.room * period_s
     found = []
     for (split, codec), payload in costs.payloads.items():

@@ -21,6 +21,7 @@ from task_offload.scheduling.observation import Decision, Observation, Route
 
 TOLERANCE = 0.03  # a stretch of `JUDGED_S` seconds below the target by less than this still meets it
 JUDGED_S = 3.0
+SIGMAS = 1.6  # standard deviations of the throughput that the margin covers, with what is tolerated
 LEAST_MARGIN, MOST_MARGIN = 0.005, 0.09  # capacity above the target that a choice aims at; more where items differ more
 ENOUGH = 0.98  # below this share of the target, the choice in force has to go
 GAIN = 0.05  # a change of the set of splits must save or gain at least this
@@ -48,6 +49,7 @@ LOSSY = "jpeg:90"  # what a link that is too slow for all lossless payloads woul
 LINK_MATTERS = 0.5  # of its busiest resource's use, an option's use of the link
 HOPE = 0.9  # of its uncertainty, a cost may turn out to be lower
 LEARN = 0.03  # of a difference between prediction and throughput, at each interval
+LEARN_FIRST = 0.3  # of the first difference that was seen, a half of it of the second, and so on until `LEARN`
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ class ModelPolicy:
         self._short_s = 0.0  # how long the target is out of reach for the splits in force
         self._saving = 0.0  # mean of what the best choice would have saved of late, relative
         self._lift = 0.0  # of the aim: what a mix has lacked all the time, where its unequal items wait for each other
+        self._judged = 0  # intervals that corrected the model
         self._lacking_s = 0.0  # how long the throughput has been too low, whatever is predicted
         self._unrest = 0.0  # variance of throughput over JUDGED_S, relative
 
@@ -143,7 +146,7 @@ class ModelPolicy:
         current = self._current(cost_model.options(estimates.costs(in_force)))
         demand_fps = max(LEAST_FPS, min(self._goal.target_fps, estimates.source_rate))
         aim_fps = demand_fps * (1.0 + self._margin())
-        fps = self._check(observation, current, aim_fps)
+        fps = self._check(observation, current, demand_fps, aim_fps)
         kept = self._kept(current, aim_fps, None)
         trimmed = kept if fps is None else self._kept(current, aim_fps, fps)
         lacks = fps is not None and fps < ENOUGH * demand_fps
@@ -199,7 +202,7 @@ class ModelPolicy:
         own = [option for option in found if self._in_force(option)]
         return cost_model.mixed(own[0], own[-1], self._shares[own[0].split])
 
-    def _check(self, observation: Observation, current: Choice, aim_fps: float) -> float | None:
+    def _check(self, observation: Observation, current: Choice, demand_fps: float, aim_fps: float) -> float | None:
         """Compares what was predicted with what came, and corrects the model for the resource that is the limit.
 
         Returns:
@@ -235,17 +238,23 @@ class ModelPolicy:
             self._lift *= 1.0 - LEARN
             return min(fps, aim_fps)  # more was not possible, since there was no more
         off = finished / predicted - 1.0
-        self._lift = min(max(self._lift + LEARN * (1.0 - fps / aim_fps), 0.0), CATCH_UP_MOST)
+        self._lift = min(max(self._lift + LEARN * (1.0 - fps / demand_fps), 0.0), CATCH_UP_MOST)
         # The shares of a mix steer towards the aim, so there only what they could not level out counts.
         rest = off if current.first is current.second else min(abs(off), abs(fps / aim_fps - 1.0))
         self._unrest += LEARN * (rest * rest - self._unrest)
-        if current.first is current.second or self._estimates.saturated(current.limit):
-            self._estimates.correct(current.limit, 1.0 + LEARN * min(max(off, -0.5), 0.5))
+        saturated = self._estimates.saturated(current.limit)
+        if current.first is current.second or saturated:
+            learn = LEARN
+            if current.limit == cost_model.RESOURCES[cost_model.DEVICE] and saturated:
+                # What no task's time holds (threads, encryption, acks) shows at once, and noise evens out.
+                self._judged += 1
+                learn = max(LEARN, LEARN_FIRST / self._judged)
+            self._estimates.correct(current.limit, 1.0 + learn * min(max(off, -0.5), 0.5))
         return fps
 
     def _margin(self) -> float:
-        """Two standard deviations of the throughput, less what is tolerated."""
-        return min(max(2.0 * math.sqrt(self._unrest) - TOLERANCE, LEAST_MARGIN), MOST_MARGIN)
+        """`SIGMAS` standard deviations of the throughput, less what is tolerated."""
+        return min(max(SIGMAS * math.sqrt(self._unrest) - TOLERANCE, LEAST_MARGIN), MOST_MARGIN)
 
     # What is best
 
@@ -279,7 +288,10 @@ class ModelPolicy:
         if fps is not None:
             lacking = self._lift + min(max(CATCH_UP * (aim_fps - fps) / aim_fps, CATCH_UP_LEAST), CATCH_UP_MOST)
             caught_up = cost_model.cheapest_share(first, second, aim_fps * (1.0 + lacking))
-            share = cost_model.fastest_share(first, second) if caught_up is None else caught_up
+            if caught_up is not None:
+                share = caught_up
+            elif self._lift:
+                share = cost_model.fastest_share(first, second)
         # The tie to one end is loose: leaving the set altogether is a switch, and needs its reason.
         return cost_model.mixed(first, second, min(max(share, MIN_SHARE), 1.0 - MIN_SHARE))
 
@@ -308,7 +320,7 @@ class ModelPolicy:
             self._forgiven_s = now_s
             self._patience_s = max(PATIENCE_S, self._patience_s / 2)
             self._rest_s /= 2.0
-        same = best.splits == current.splits and best.codec == current.codec
+        same = best.splits == current.splits and (best.codec == current.codec or _as_large(best, current))
         self._short_s = 0.0 if holds else self._short_s + since_look_s
         faster = best.capacity_fps > (1.0 + GAIN) * able_fps
         if not meets:
@@ -453,6 +465,12 @@ class ModelPolicy:
             return 0.0
         known = self._cautious(self._estimates.known([(split, LOSSY) for split in self._goal.splits]))
         return min(cost_model.fastest(cost_model.options(known.costs)).capacity_fps, known.costs.source_rate)
+
+
+def _as_large(one: Choice, other: Choice) -> bool:
+    """Whether the codecs of two choices with the same splits make no difference to their payloads."""
+    a, b = ({option.split: option.size_bytes for option in (each.first, each.second)} for each in (one, other))
+    return all(abs(a[split] - b[split]) <= GAIN * b[split] for split in a)
 
 
 def _mean_split(choice: Choice) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from task_offload.scheduling.observation import Decision, Observation
-from task_offload.scheduling.simulation.oracle import quickest
+from task_offload.scheduling.simulation.oracle import best, quickest
 from task_offload.scheduling.simulation.worlds import World
 
 
@@ -65,3 +65,33 @@ class LatencyMinimal:
     def _quickest(self, second: float) -> Decision:
         option = quickest(self._world.costs(second))
         return Decision({option.split: 1.0}, "least latency", option.codec)
+
+
+class Informed:
+    """The oracle's choice, told when each interval has passed: what perfect knowledge of the present gives.
+
+    What it misses, no policy without foresight reaches with its margin: items differ, queues fill, and a recorded link
+    falls between two decisions. No bar is set on it; it says how much of a world is the world's own.
+    """
+
+    MARGIN = 0.03  # above the target, for items that differ
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def start(self) -> Decision:
+        return self._decision(0.0)
+
+    def decide(self, observation: Observation) -> Decision | None:
+        return None if observation.in_local_outage else self._decision(observation.now_s - observation.interval_s)
+
+    def _decision(self, second: float) -> Decision:
+        world = self._world
+        costs = world.costs(second)
+        target_fps = world.target_fps
+        for fps in ((1.0 + self.MARGIN) * target_fps, target_fps):
+            found = best(costs, fps, world.max_latency_s)
+            if found.mix is not None:
+                break
+        choice = found.mix or found.fastest
+        return Decision(choice.shares, "the oracle's choice", choice.codec)

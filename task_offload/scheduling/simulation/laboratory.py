@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from task_offload.scheduling.cost_model import Costs
 from task_offload.scheduling.observation import Decision, Policy
 from task_offload.scheduling.policy import Goal, ModelPolicy
-from task_offload.scheduling.simulation.baselines import Fixed, LatencyMinimal, StepDown
+from task_offload.scheduling.simulation.baselines import Fixed, Informed, LatencyMinimal, StepDown
 from task_offload.scheduling.simulation.device import Interval, SimulatedDevice
 from task_offload.scheduling.simulation.oracle import Best, best
 from task_offload.scheduling.simulation.worlds import World, value_at
@@ -50,6 +50,7 @@ def policies(world: World) -> dict[str, PolicyFactory]:
         "two-way step": lambda world: StepPolicy(splits, start, world.target_fps),
         "one-way step": lambda world: StepDown(splits, start, world.target_fps),
         "least latency": LatencyMinimal,
+        "informed": Informed,
     }
     for codec in world.codecs:
         for split in splits:
