@@ -28,6 +28,7 @@ STEP_SIGMAS = 4.0  # this far from the mean twice in a row, or twice as far once
 STEP_SHARE = 0.1  # smaller steps are left to the moving mean
 STALE_S = 600.0  # age at which an estimate is worth nothing any more
 UNKNOWN = 0.7  # relative uncertainty of what was only inferred
+UNKNOWN_CODEC = 0.9  # of a payload that was seen with another codec; of one never seen there is no telling
 ROOM_ITEMS = 2  # beside one for each core, the items of a live source that wait: one in the sensor, one for a worker
 CLOUD_SPEED = 4.0  # how much faster than a device the cloud is, until a task ran on both sides
 
@@ -394,7 +395,7 @@ class Estimates:
                 share, encode_s, decode_s = codec_prior(codec)
                 raw = raw_bytes.get(split, largest)
                 found[split, codec] = Payload(raw * share, raw * encode_s * slowness, raw * decode_s)
-                spreads[split, codec] = 1.0
+                spreads[split, codec] = UNKNOWN_CODEC if split in raw_bytes else 1.0
         return found, spreads
 
     def told(self, route: tuple[int, str]) -> bool:

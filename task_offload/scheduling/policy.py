@@ -500,7 +500,7 @@ class _Uncertainty:
         """The option as good as it may be."""
         split = option.split
         device, cloud = 1.0 - HOPE * self._device[split], 1.0 - HOPE * self._cloud[split]
-        size = (1.0 - HOPE * self._payloads[split, option.codec]) / self._link_hope
+        size = (1.0 - self._payloads[split, option.codec]) / self._link_hope  # one never seen may be next to nothing
         use_s = list(option.use_s)
         for resource, factor in (
             (cost_model.DEVICE, device),

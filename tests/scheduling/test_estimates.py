@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from task_offload.scheduling.estimates import Estimates, Link, Mean
+from task_offload.scheduling.estimates import UNKNOWN_CODEC, Estimates, Link, Mean
 from task_offload.scheduling.observation import Observation, PayloadCost, TaskCost
 
 KEEP = math.exp(-0.5 / 15)
@@ -100,7 +100,8 @@ def test_unmeasured_codecs_are_inferred_and_unsure() -> None:
     found = estimates(observation(0.5), codecs=("none", "zstd"))
     known = found.known(found.routes)
     assert known.costs.payloads[2, "zstd"].size_bytes < known.costs.payloads[2, "none"].size_bytes
-    assert known.payloads[2, "zstd"] == 1.0
+    assert known.payloads[2, "zstd"] == UNKNOWN_CODEC
+    assert known.payloads[1, "zstd"] == 1.0
     assert known.payloads[2, "none"] < 0.35
 
 
