@@ -195,20 +195,26 @@ def print_hindsight(rows: Sequence[tuple[World, str, Score, float, int, float]])
 
 
 def print_fleet(devices: int, seed: int) -> None:
-    """Many devices that share a cloud too small for all they would like to offload."""
+    """Many devices that share a cloud, which for a while is too small for all they would like to offload."""
+    enough, little = 0.08 * devices, 0.025 * devices
     world = World(
-        f"fleet of {devices}", SYNTHETIC, 25.0, always(3.0), link_mbit=always(60),
-        workers=((0.0, 0.05 * devices), (150.0, 0.02 * devices), (300.0, 0.05 * devices)),
-        duration_s=450.0, steady=False,
+        f"fleet of {devices}", SYNTHETIC, 25.0, always(5.0), link_mbit=always(60),
+        workers=((0.0, enough), (150.0, little), (300.0, enough)), duration_s=450.0, steady=False,
     )  # fmt: skip
     runs = laboratory.run_fleet(world, devices, seed)
-    scores = [laboratory.judge(run) for run in runs]
-    tail = [run for run in runs for window in run.windows[-1:] if window.fps >= laboratory.MEETS * world.target_fps]
-    met, switches = mean(s.met_share for s in scores), mean(s.switches_per_minute for s in scores)
+    print(f"\n{devices} devices that want {world.target_fps:g} FPS of one cloud, by halves of a minute:")
     print(
-        f"\n{devices} devices on one cloud, whose workers fall to 40 % and recover: met {met:.1%} of feasible windows,"
-        f" {switches:.2f} switches a minute and device, {len(tail)} of {devices} meet the target at the end"
+        f"{'seconds':>10}{'workers':>9}{'in use':>8}{'FPS':>7}{'least':>7}{'most':>7}{'switches a minute and device':>30}"
     )
+    for begin in range(0, 450, 30):
+        windows = [w for run in runs for w in run.windows if begin < w.second <= begin + 30]
+        fps = [mean(w.fps for w in run.windows if begin < w.second <= begin + 30) for run in runs]
+        used = devices * mean(w.fps * w.cloud_s for w in windows)
+        switches = sum(begin < second <= begin + 30 for run in runs for second, _ in laboratory.switches(run))
+        print(
+            f"{begin:>10}{little if 150 <= begin < 300 else enough:>9.2f}{used:>8.2f}{mean(fps):>7.1f}{min(fps):>7.1f}"
+            f"{max(fps):>7.1f}{2 * switches / devices:>25.2f}"
+        )
 
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#e08214", "#777777"

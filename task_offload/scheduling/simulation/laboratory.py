@@ -261,9 +261,9 @@ def judge(run: Run) -> Score:
     world = run.world
     feasible = [window for window in run.windows if window.oracle_s is not None]
     beyond = [window for window in run.windows if window.oracle_s is None and window.fastest_fps > 0.1]
-    switches = _switches(run)
+    changes = switches(run)
     events = (0.0, *world.changes_s)
-    converged = [_converged(run, event, switches) for event in events]
+    converged = [_converged(run, event, changes) for event in events]
     ordered = sorted(run.latencies_s)
     fastest = sum(window.fastest_fps for window in beyond)
     return Score(
@@ -276,8 +276,8 @@ def judge(run: Run) -> Score:
         speed=sum(min(window.fps, window.fastest_fps) for window in beyond) / fastest if beyond else None,
         converge_decisions=tuple(decisions for decisions, _ in converged),
         converge_windows=tuple(windows for _, windows in converged),
-        switches_per_minute=60.0 * len(switches) / world.duration_s,
-        flips=_flips(run, switches),
+        switches_per_minute=60.0 * len(changes) / world.duration_s,
+        flips=_flips(run, changes),
         p50_s=percentile(ordered, 0.5),
         p95_s=percentile(ordered, 0.95),
         p99_s=percentile(ordered, 0.99),
@@ -288,22 +288,22 @@ def _state(decision: Decision) -> tuple[frozenset[int], str | None]:
     return frozenset(decision.shares), decision.codec
 
 
-def _switches(run: Run) -> list[tuple[float, tuple[frozenset[int], str | None]]]:
+def switches(run: Run) -> list[tuple[float, tuple[frozenset[int], str | None]]]:
     """(second, new set and codec) of each change of them; the first entry is the start and no switch."""
     assert run.first is not None
     before = _state(run.first)
-    switches = []
+    found = []
     for second, decision in run.decisions:
         after = _state(decision)
         if after != before:
-            switches.append((second, after))
+            found.append((second, after))
             before = after
-    return switches
+    return found
 
 
-def _flips(run: Run, switches: Sequence[tuple[float, tuple[frozenset[int], str | None]]]) -> int:
+def _flips(run: Run, changes: Sequence[tuple[float, tuple[frozenset[int], str | None]]]) -> int:
     assert run.first is not None
-    states = [(0.0, _state(run.first)), *switches]
+    states = [(0.0, _state(run.first)), *changes]
     return sum(a[1] == c[1] and c[0] - b[0] < FLIP_S for a, b, c in zip(states, states[1:], states[2:], strict=False))
 
 
@@ -321,12 +321,12 @@ def _good(window: Window, world: World) -> bool:
 
 
 def _converged(
-    run: Run, event_s: float, switches: Sequence[tuple[float, tuple[frozenset[int], str | None]]]
+    run: Run, event_s: float, changes: Sequence[tuple[float, tuple[frozenset[int], str | None]]]
 ) -> tuple[float, float]:
     """After an event: how many switches, and how many windows, until the windows stay good."""
     after = [window for window in run.windows if window.second > event_s]
     for i in range(len(after) - CONVERGED_WINDOWS + 1):
         if all(_good(window, run.world) for window in after[i : i + CONVERGED_WINDOWS]):
             begin_s = after[i].second - WINDOW_INTERVALS * INTERVAL_S
-            return sum(event_s <= second <= begin_s + 1e-9 for second, _ in switches), i
+            return sum(event_s <= second <= begin_s + 1e-9 for second, _ in changes), i
     return math.inf, math.inf

@@ -4,7 +4,7 @@ import pytest
 
 from task_offload.scheduling.simulation.baselines import Fixed, LatencyMinimal, StepDown
 from task_offload.scheduling.simulation.device import Line
-from task_offload.scheduling.simulation.laboratory import judge, policies, run, run_fleet
+from task_offload.scheduling.simulation.laboratory import meets, policies, run, run_fleet, switches
 from task_offload.scheduling.simulation.oracle import best
 from task_offload.scheduling.simulation.worlds import SYNTHETIC, TRAFFIC, World, always, lookalike, worlds
 
@@ -86,11 +86,31 @@ def test_least_latency_takes_the_quickest_split() -> None:
     assert split == min(best_options(WORLD), key=lambda option: option.latency_s).split
 
 
-def test_a_fleet_settles_on_a_cloud_that_is_too_small_for_all() -> None:
-    world = World("fleet", SYNTHETIC, 25.0, always(3.0), link_mbit=always(60.0), workers=always(0.2), duration_s=60.0)
-    scores = [judge(each) for each in run_fleet(world, 4, 0)]
-    assert all(score.met_share > 0.8 for score in scores)
-    assert all(score.switches_per_minute < 4 for score in scores)
+def test_a_fleet_takes_work_back_from_a_crowded_cloud_and_settles() -> None:
+    """Every device would use two and a half times what the cloud has for it from the 60th second on."""
+    world = World(
+        "fleet", SYNTHETIC, 25.0, always(5.0), link_mbit=always(60.0),
+        workers=((0.0, 0.48), (60.0, 0.15)), duration_s=180.0, steady=False,
+    )  # fmt: skip
+    runs = run_fleet(world, 6, 0)
+
+    def used(begin: float, end: float) -> list[float]:
+        columns = zip(
+            *([w.fps * w.cloud_s for w in each.windows if begin < w.second <= end] for each in runs), strict=True
+        )
+        return [sum(column) for column in columns]
+
+    early = [meets(window, world) for each in runs for window in each.windows if 30.0 < window.second <= 60.0]
+    assert sum(early) >= 0.9 * len(early)
+    assert min(used(30.0, 60.0)) > 0.2
+    crowded = used(120.0, 180.0)
+    assert max(crowded) < 0.16
+    assert min(crowded) > 0.6 * max(crowded)
+    late = [second for each in runs for second, _ in switches(each) if second > 120.0]
+    assert len(late) <= len(runs)  # once a minute at most
+    for each in runs:  # nobody is left without: all by itself a device has 20.7 FPS
+        rates = [window.fps for window in each.windows if window.second > 120.0]
+        assert sum(rates) / len(rates) > 18.0
 
 
 def test_a_lookalike_link_has_the_mean_it_was_asked_for_and_moods() -> None:
