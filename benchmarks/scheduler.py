@@ -203,9 +203,7 @@ def print_fleet(devices: int, seed: int) -> None:
     )  # fmt: skip
     runs = laboratory.run_fleet(world, devices, seed)
     print(f"\n{devices} devices that want {world.target_fps:g} FPS of one cloud, by halves of a minute:")
-    print(
-        f"{'seconds':>10}{'workers':>9}{'in use':>8}{'FPS':>7}{'least':>7}{'most':>7}{'switches a minute and device':>30}"
-    )
+    print(f"{'seconds':>10}{'workers':>9}{'in use':>8}{'FPS':>7}{'least':>7}{'most':>7}  switches a minute, each")
     for begin in range(0, 450, 30):
         windows = [w for run in runs for w in run.windows if begin < w.second <= begin + 30]
         fps = [mean(w.fps for w in run.windows if begin < w.second <= begin + 30) for run in runs]
