@@ -125,6 +125,8 @@ class CloudProcess:
         with socket.create_server(("127.0.0.1", 0)) as sock:
             self.port: int = sock.getsockname()[1]
         self.starts = 0
+        self._log = lab.folder / "cloud.log"
+        self._log_begin = 0  # of what the present server has written
         self.met_full_disk = False  # the store's disk was full at some time since it was started
 
     @property
@@ -133,23 +135,21 @@ class CloudProcess:
 
     @property
     def listens(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port)).close()
-        except OSError:
-            return False
-        return True
+        """Whether it has started, its workers included."""
+        return b"listening on" in self._log.read_bytes()[self._log_begin :]
 
     def start(self) -> None:
         self.starts += 1
         lab = self._lab
         self.met_full_disk = lab.disk.full
+        self._log_begin = self._log.stat().st_size if self._log.exists() else 0
         argv = [
             sys.executable, str(ROOT / "cloud_server_coordinator.py"), "--app", APP, "--host", "127.0.0.1",
             "--port", str(self.port), "--state-dir", str(lab.folder / "state"),
             "--engine", lab.random.choice(lab.args.engine), "--results", f"sqlite:{lab.store}",
             *([] if lab.args.tls else ["--no-tls"]),
         ]  # fmt: skip
-        self.popen = lab.spawn(argv, lab.folder / "cloud.log", {})
+        self.popen = lab.spawn(argv, self._log, {})
 
     def kill(self) -> None:
         assert self.popen is not None

@@ -96,7 +96,7 @@ def _connect(address: str, workers: int) -> tuple[Any, Any]:
                 address, timeout=CONNECT_S, direct_to_workers=True, set_as_default=True
             )
         except (OSError, ValueError) as error:
-            raise ConfigError(f"--engine dask:{address}: no Dask scheduler answers there ({error})") from error
+            raise LinkError(f"--engine dask:{address}: no Dask scheduler answers there ({error})") from error
     # Ctrl-C is for the server, which ends its workers. Threads and processes inherit what their starter does not hear.
     heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
@@ -104,6 +104,10 @@ def _connect(address: str, workers: int) -> tuple[Any, Any]:
             n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0"
         )
         return cluster, Client(cluster, direct_to_workers=True)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:  # a worker died as it started
+        raise LinkError(
+            f"--engine dask: the workers could not be started ({error}); have they enough memory?"
+        ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 

@@ -255,11 +255,11 @@ def _serve(pipe: Connection, life: Connection, app: str) -> None:
     except OffloadError as error:
         pipe.send(str(error))
         return
-    pipe.send("")
     back = Region()
     memory = MemoryPool(KEPT_BYTES)
     there: SharedMemory | None = None
     try:
+        pipe.send("")
         while True:
             message = pipe.recv()
             if isinstance(message, int):
