@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from task_offload.scheduling.cost_model import DEVICE, LINK, MAIN, RESOURCES, WORKERS, Costs, Payload
 from task_offload.scheduling.observation import TRAIN_BYTES, Observation
 
-MEMORY_S = 15.0  # how long a measurement counts for tasks and payloads
+MEMORY_S = 30.0  # how long a measurement counts for tasks and payloads
 LINK_MEMORY_S, LINK_MEMORY_UNREST = 2.0, 20.0  # cellular links move within seconds; so does noise, hence the second
 LINK_STEP, LINK_STEP_UNREST = 0.4, 3.0  # a difference above both, the second times the unrest, is believed at once
 LINK_UNREST_PACE = 0.1

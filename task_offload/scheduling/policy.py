@@ -21,7 +21,7 @@ from task_offload.scheduling.observation import Decision, Observation, Route
 
 TOLERANCE = 0.03  # a stretch of `JUDGED_S` seconds below the target by less than this still meets it
 JUDGED_S = 3.0
-SIGMAS = 1.6  # standard deviations of the throughput that the margin covers, with what is tolerated
+SIGMAS = 1.5  # standard deviations of the throughput that the margin covers, with what is tolerated
 LEAST_MARGIN, MOST_MARGIN = 0.005, 0.09  # capacity above the target that a choice aims at; more where items differ more
 ENOUGH = 0.98  # below this share of the target, the choice in force has to go
 GAIN = 0.05  # a change of the set of splits must save or gain at least this
@@ -30,6 +30,7 @@ PATIENCE_S = 6.0  # over which a saving is averaged before it is taken
 MAX_PATIENCE_S = 600.0
 LEAST_GAIN = 0.005  # and a saving at least so much of what running everything in the cloud costs
 TRIAL_S = 60.0  # a saving that fails within this time was a mistake
+MUCH_FASTER = 1.2  # than what was left for being slower: a mistake that need not be waited for
 FORGIVE_S = 300.0  # after this time without a failure, patience halves
 SURE = 0.35  # relative uncertainty up to which a cost counts as known
 PROBES_AT_ONCE = 4
@@ -101,6 +102,7 @@ class ModelPolicy:
         self._codec = goal.codecs[0]
         self._pending: dict[tuple[int, str], float] = {}
         self._switched_s = -math.inf
+        self._left: tuple[frozenset[int], str] | None = None  # splits and codec before the last switch
         self._before = 0  # items captured before the last switch and not finished yet
         self._saved_s = -math.inf
         self._patience_s = PATIENCE_S
@@ -172,6 +174,7 @@ class ModelPolicy:
             current, kept, able_fps, best, meets, holds, aim_fps, now_s, since_look_s, LEAST_GAIN * dearest_s
         )
         if why:
+            self._left = (current.splits, current.codec)
             self._switch(why, observation)
             return self._decision(best, self._reason(current, best, why, demand_fps, known.costs), probes)
         trim = self._trim(current, trimmed, demand_fps)
@@ -326,6 +329,8 @@ class ModelPolicy:
         if not meets:
             # There is time then: each attempt at more speed waits longer than the one before, unless something changed.
             rest_s = min(self._rest_s, JUDGED_S) if self._estimates.stepped else self._rest_s
+            if (best.splits, best.codec) == self._left and best.capacity_fps < MUCH_FASTER * able_fps:
+                rest_s = TRIAL_S  # it was worse than it looked a moment ago
             faster = faster and now_s - self._switched_s >= rest_s
         late = not self._in_time(current)
         quicker = self._in_time(best) or best.latency_s < (1.0 - GAIN) * current.latency_s
