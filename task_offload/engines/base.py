@@ -113,6 +113,10 @@ class WorkerLostError(Exception):
     """A worker died while it had a unit."""
 
 
+class WorkerGoneError(WorkerLostError):
+    """A worker had died before it was given its units, so none of them is to blame."""
+
+
 class Engine(Protocol):
     """Runs units. Each one that is submitted is among those that `finished` is called with, once."""
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from task_offload.engines.base import Done, Finished, Lane, TaskTimeoutError, Unit, WorkerLostError
+from task_offload.engines.base import Done, Finished, Lane, TaskTimeoutError, Unit, WorkerGoneError, WorkerLostError
 from task_offload.engines.pool import Pool
 from task_offload.engines.remote import Call, NearSide, RemoteRunner, Reply, without_buffers
 from task_offload.errors import AppError, ConfigError, LinkError
@@ -40,6 +40,8 @@ BATCH_NS = 8_000_000  # a round trip takes a millisecond and more, so an actor g
 LEAST_AT_ONCE = 2  # one travels while the other is worked on
 CALL_BYTES = 1024 * 1024  # of several units in one call
 KEPT_BYTES = 16 * 1024 * 1024
+
+LOST = (OSError, ValueError, RuntimeError, KeyError, CancelledError)  # what Dask says of an actor that is no more
 
 Bytes = NDArray[np.uint8]  # what Dask sends without a copy, and gives back writable
 
@@ -222,7 +224,13 @@ class DaskWorker:
             raise WorkerLostError("no actor could be started on the Dask cluster")
         sent_ns = perf_counter_ns()
         calls = list(_calls(away))
-        futures = [self._actor.run([Call.of(unit) for unit in call], *map(_body, call)) for call in calls]
+        try:
+            futures = [self._actor.run([Call.of(unit) for unit in call], *map(_body, call)) for call in calls]
+        except LOST as error:
+            self._actor = None
+            raise WorkerGoneError(
+                f"a worker of the Dask cluster was lost while it had nothing to do ({error})"
+            ) from error
         for call, future in zip(calls, futures, strict=True):
             replies = self._result(future, len(call))
             for unit, (reply, buffers) in zip(call, replies, strict=True):
@@ -238,7 +246,7 @@ class DaskWorker:
             if units == 1:
                 raise TaskTimeoutError(text) from None
             raise WorkerLostError(f"a worker of the Dask cluster took {text}") from None
-        except (OSError, ValueError, RuntimeError, KeyError, CancelledError) as error:
+        except LOST as error:
             self._actor = None
             raise WorkerLostError(f"a worker of the Dask cluster was lost ({error})") from error
 
@@ -252,7 +260,10 @@ class DaskWorker:
 
     def forget(self, lane: Lane) -> None:
         if self._actor is not None:
-            self._actor.forget(lane.number)
+            try:
+                self._actor.forget(lane.number)
+            except LOST:
+                pass  # one that was lost has forgotten
 
     def kill(self) -> bool:
         return True  # `run` has a time limit of its own

@@ -13,9 +13,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 
-from task_offload.engines.base import Done, Finished, Lane, TaskTimeoutError, Unit, Worker, WorkerLostError
+from task_offload.engines.base import (
+    Done,
+    Finished,
+    Lane,
+    TaskTimeoutError,
+    Unit,
+    Worker,
+    WorkerGoneError,
+    WorkerLostError,
+)
 from task_offload.engines.fair import FairQueue
-from task_offload.errors import OffloadError
 from task_offload.runner import Kind, Outcome, TaskThread
 
 log = logging.getLogger(__name__)
@@ -152,7 +160,7 @@ class Pool:
             try:
                 worker.wait()
                 return True
-            except OffloadError as error:
+            except Exception as error:  # whatever it is: without this thread its sessions would never end
                 if str(error) != said and not self._closed.is_set():
                     said = str(error)
                     log.error("%s; trying again", said)
@@ -189,6 +197,10 @@ class Pool:
         except (TaskTimeoutError, WorkerLostError) as error:
             if not self._closed.is_set():
                 self._lost(slot, worker, error)
+        except Exception as error:  # a bug; without this thread its items would never end
+            log.exception("a worker failed")
+            if slot.units and not self._closed.is_set():
+                self._lost(slot, worker, WorkerLostError(f"a worker failed ({error!r})"))
 
     def _lost(self, slot: _Slot, worker: Worker, failure: TaskTimeoutError | WorkerLostError) -> None:
         """The first unit took too long, or its worker with it. The others are put back, for any worker."""
@@ -196,7 +208,7 @@ class Pool:
         if isinstance(failure, WorkerLostError):
             # As text: who keeps what is logged would keep the payloads, which the error's frames refer to.
             log.warning("%s, with item %d of device %s", str(failure), unit.item.sequence, unit.item.device)
-            unit.tries += 1
+            unit.tries += not isinstance(failure, WorkerGoneError)
             if unit.tries == TRIES:
                 failure = WorkerLostError(f"{failure}, {TRIES} times with this item")
         if isinstance(failure, TaskTimeoutError) or unit.tries == TRIES:

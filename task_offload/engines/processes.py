@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
 from time import perf_counter_ns
 
-from task_offload.engines.base import Done, Lane, TaskTimeoutError, Unit, WorkerLostError
+from task_offload.engines.base import Done, Lane, TaskTimeoutError, Unit, WorkerGoneError, WorkerLostError
 from task_offload.engines.remote import Call, NearSide, RemoteRunner, without_buffers
 from task_offload.errors import AppError, OffloadError
 from task_offload.task import Chain
@@ -83,7 +83,12 @@ class ProcessWorker:
         sent_ns = perf_counter_ns()
         try:
             name, places = self._there.put([() if unit.body is None else (unit.body,) for unit in away])
-            self._pipe.send((name, [(Call.of(unit), *place) for unit, place in zip(away, places, strict=True)]))
+            calls = [(Call.of(unit), *place) for unit, place in zip(away, places, strict=True)]
+            try:
+                self._pipe.send((name, calls))
+            except OSError as error:
+                self._end()
+                raise WorkerGoneError("a worker's process died while it had nothing to do") from error
             for unit in away:
                 reply, name, begin, end = self._pipe.recv()
                 self._killed = False  # what comes too late for this one does not end the next

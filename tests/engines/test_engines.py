@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -86,6 +89,11 @@ def cluster() -> Iterator[str]:
 
 Make = Callable[..., Bench]
 DEATHS = 4
+
+
+async def until_gone(address: str, dask_scheduler: Any) -> None:
+    while address in dask_scheduler.workers:
+        await asyncio.sleep(0.01)
 
 
 def held_units() -> int:
@@ -253,6 +261,34 @@ def test_workers_that_die_again_and_again_leave_nothing_held(name: str, make_ben
 
             with Client(bench.name.partition(":")[2], set_as_default=False) as client:
                 assert 1 <= sum(map(len, client.has_what().values())) <= 2
+    finally:
+        bench.engine.close()
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("app", [DEEDS, STATEFUL])
+@pytest.mark.parametrize("name", REMOTE)
+def test_workers_that_die_while_they_have_nothing_to_do_cost_no_item(name: str, app: str, make_bench: Make) -> None:
+    bench = make_bench(name, app)
+    try:
+        lanes = [Lane() for _ in range(4)]
+        for lane in lanes:
+            bench.values(("double", 1), lane=lane)
+        if name == "dask":
+            from distributed import Client
+
+            with Client(bench.name.partition(":")[2], set_as_default=False) as client:
+                for address, pid in client.run(os.getpid).items():
+                    os.kill(pid, signal.SIGKILL)
+                    client.run_on_scheduler(until_gone, address)
+        else:
+            for process in multiprocessing.active_children():
+                process.kill()
+                process.join()
+        for lane in lanes[2:]:
+            bench.engine.forget(lane)
+        assert [bench.values(("double", number), lane=lanes[0])[0][-1] for number in range(4)] == [0, 2, 4, 6]
+        assert bench.values(("double", 2), lane=lanes[1])[0][-1] == 4
     finally:
         bench.engine.close()
 

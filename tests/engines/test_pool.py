@@ -118,6 +118,27 @@ def test_units_of_a_worker_that_dies_are_tried_again_alone_and_only_the_deadly_o
         pool.close()
 
 
+class Faulty(Obedient):
+    """A worker whose own code fails the first time that it runs something."""
+
+    def run(self, units: Sequence[Unit]) -> Iterator[Done]:
+        if not self.runs:
+            self.runs.append([])
+            raise RuntimeError("nobody thought of this")
+        yield from super().run(units)
+
+
+def test_a_bug_in_a_worker_costs_a_retry_and_not_the_worker(caplog: pytest.LogCaptureFixture) -> None:
+    worker, ended = Faulty(Counter()), Ended()
+    pool = pool_of(worker, ended=ended)
+    try:
+        pool.submit([unit(number) for number in range(3)])
+        assert [outcome.value for outcome in ended.wait(3)] == [0, 1, 2]
+        assert "nobody thought of this" in caplog.text
+    finally:
+        pool.close()
+
+
 @pytest.mark.parametrize("stateful", [False, True])
 def test_units_wait_while_no_worker_can_be_started(
     stateful: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
