@@ -111,6 +111,7 @@ class ModelPolicy:
         self._probed_s = -math.inf
         self._looked_s = -math.inf
         self._looked_fps = math.inf
+        self._learned = False  # a probe came back since
         self._latency_factor = 1.0  # of what waiting in queues makes of a latency
         self._late = 0.0  # share of the items that were too late of late
         self._recent: deque[_Past] = deque()  # the last intervals, JUDGED_S together
@@ -143,7 +144,7 @@ class ModelPolicy:
             cost = observation.payloads.get(route)
             if (cost is not None and cost.decoded) or now_s - since_s > PROBE_WAIT_S:
                 del self._pending[route]
-                self._looked_s = -math.inf
+                self._learned = True
         in_force = [(split, self._codec) for split in sorted(self._shares)]
         current = self._current(cost_model.options(estimates.costs(in_force)))
         demand_fps = max(LEAST_FPS, min(self._goal.target_fps, estimates.source_rate))
@@ -158,10 +159,10 @@ class ModelPolicy:
             able_fps = fps  # and so is what was not, after a while
         holds = able_fps >= ENOUGH * demand_fps and self._in_time(current)
         worse = not holds and able_fps < (1.0 - TOLERANCE) * self._looked_fps
-        if not (worse or estimates.stepped) and now_s - self._looked_s < LOOK_AROUND_S:
+        if not (worse or self._learned or estimates.stepped) and now_s - self._looked_s < LOOK_AROUND_S:
             return self._trim(current, trimmed, demand_fps)
         since_look_s = min(now_s - self._looked_s, LOOK_AROUND_S)
-        self._looked_s, self._looked_fps = now_s, able_fps
+        self._looked_s, self._looked_fps, self._learned = now_s, able_fps, False
 
         known = self._cautious(estimates.known(estimates.routes))
         found = cost_model.options(known.costs)
