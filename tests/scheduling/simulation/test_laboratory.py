@@ -4,7 +4,7 @@ import pytest
 
 from task_offload.scheduling.simulation.baselines import Fixed, LatencyMinimal, StepDown
 from task_offload.scheduling.simulation.device import Line
-from task_offload.scheduling.simulation.laboratory import meets, policies, run, run_fleet, switches
+from task_offload.scheduling.simulation.laboratory import policies, run, run_fleet, switches
 from task_offload.scheduling.simulation.oracle import best
 from task_offload.scheduling.simulation.worlds import SYNTHETIC, TRAFFIC, World, always, lookalike, worlds
 
