@@ -246,15 +246,20 @@ class ModelPolicy:
         # The shares of a mix steer towards the aim, so there only what they could not level out counts.
         rest = off if current.first is current.second else min(abs(off), abs(fps / aim_fps - 1.0))
         self._unrest += LEARN * (rest * rest - self._unrest)
-        saturated = self._estimates.saturated(current.limit)
-        if current.first is current.second or saturated:
-            learn = LEARN
-            if current.limit == cost_model.RESOURCES[cost_model.DEVICE] and saturated:
-                # What no task's time holds (threads, encryption, acks) shows at once, and noise evens out.
-                self._judged += 1
-                learn = max(LEARN, LEARN_FIRST / self._judged)
-            self._estimates.correct(current.limit, 1.0 + learn * min(max(off, -0.5), 0.5))
+        self._correct(current, min(max(off, -0.5), 0.5))
         return fps
+
+    def _correct(self, current: Choice, off: float) -> None:
+        """The throughput was so much off what the limit of the choice in force allows."""
+        saturated = self._estimates.saturated(current.limit)
+        if not saturated and current.first is not current.second:
+            return  # it is not that limit: the items of a mix wait for each other, and the shares make up for it
+        learn = LEARN
+        if saturated and current.limit == cost_model.RESOURCES[cost_model.DEVICE]:
+            # What no task's time holds (threads, encryption, acks) shows at once, and noise evens out.
+            self._judged += 1
+            learn = max(LEARN, LEARN_FIRST / self._judged)
+        self._estimates.correct(current.limit, 1.0 + learn * off)
 
     def _margin(self) -> float:
         """`SIGMAS` standard deviations of the throughput, less what is tolerated."""

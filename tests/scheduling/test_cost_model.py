@@ -50,11 +50,22 @@ def test_each_limit_binds_and_is_named() -> None:
         "cloud main thread": costs(main_share=0.001),
         "window": costs(round_trip_s=2.0, window=1),
         "device stage": costs(cores=16.0, stateful=[False, True, False, False]),
+        "source": costs(source_rate=20.0, room=3),
     }
     for limit, each in cases.items():
         choice = single(by_split(options(each))[2])
         assert choice.limit == limit
         assert choice.capacity_fps == pytest.approx(1 / max(choice.use_s))
+
+
+def test_a_source_whose_newest_item_wins_loses_what_comes_during_a_long_one() -> None:
+    found = by_split(options(costs(source_rate=100.0, room=2, link_bytes_per_s=1e9, survival=[1.0] * 4)))
+    long, short = found[3], found[1]
+    assert long.use_s[cost_model.DEVICE] == pytest.approx(0.0701)
+    # Of 7 items that come during the long one, 5 find no room, so it costs the source 6 periods.
+    assert long.use_s[cost_model.SOURCE] == pytest.approx(0.0601, abs=1e-4)
+    assert short.use_s[cost_model.SOURCE] == pytest.approx(0.01)
+    assert by_split(options(costs()))[3].use_s[cost_model.SOURCE] == 0.0  # a source that waits loses nothing
 
 
 def test_state_in_the_cloud_takes_one_worker() -> None:

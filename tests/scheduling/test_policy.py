@@ -6,6 +6,7 @@ import pytest
 
 from task_offload.scheduling.observation import Decision, Observation, PayloadCost, TaskCost
 from task_offload.scheduling.policy import Goal, ModelPolicy
+from task_offload.scheduling.simulation.drawn import draw
 from task_offload.scheduling.simulation.laboratory import Run, goal_of, judge, run
 from task_offload.scheduling.simulation.worlds import ALL_CODECS, SYNTHETIC, TRAFFIC, World, always
 
@@ -49,6 +50,19 @@ def test_it_offloads_at_once_when_the_device_slows_and_takes_back_after() -> Non
     assert 30.0 < offloaded < 33.0
     assert max(window.shares.get(3, 0.0) for window in found.windows if 35.0 < window.second <= 60.0) < 0.7
     assert min(window.shares.get(3, 0.0) for window in found.windows if window.second > 75.0) > 0.97
+
+
+@pytest.mark.parametrize(
+    ("seed", "what"),
+    [
+        (1020, "a live source, whose items are lost while one of the higher split takes long"),
+        (1021, "four cores, whose items wait for an earlier one that takes long"),
+        (36, "a start that fills a slow link, whose items come after the switch and say nothing of what it chose"),
+    ],
+)
+def test_what_kept_a_mix_below_its_target_for_ever_does_not(seed: int, what: str) -> None:
+    world = replace(draw(seed), duration_s=220.0)
+    assert judge(simulate(world, seed)).met_share >= 0.9, what
 
 
 def test_a_target_that_the_highest_split_meets_needs_no_probe_and_no_switch() -> None:
