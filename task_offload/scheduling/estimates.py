@@ -24,6 +24,7 @@ FIRST_SPREAD = 0.3  # relative standard deviation of one item's cost, until it i
 CROWD_PACE = 0.2  # of the new in the mean of how many threads are busy
 CROWD_STEP = 0.25  # relative; a larger difference is believed at once
 IDLE_CROWD = 0.85  # of the device's cores or the link's time; used less than this, something else is the limit
+BUSY_CROWD = 0.6  # used more than this, the device may be the limit: what threads, TLS and acks cost counts nowhere
 STEP_SIGMAS = 4.0  # this far from the mean twice in a row, or twice as far once, is a step and not noise
 STEP_SHARE = 0.1  # smaller steps are left to the moving mean
 STALE_S = 600.0  # age at which an estimate is worth nothing any more
@@ -224,7 +225,7 @@ class Estimates:
 
     def saturated(self, resource: str) -> bool:
         """Whether this resource may be what held the last interval up: the device tells how busy it was."""
-        return resource != RESOURCES[DEVICE] or self._crowd > IDLE_CROWD
+        return resource != RESOURCES[DEVICE] or self._crowd > BUSY_CROWD
 
     def _add_device(self, observation: Observation, keep: float) -> None:
         busy_s = sum(each.busy_s for each in observation.device)
