@@ -108,9 +108,10 @@ def test_a_fleet_takes_work_back_from_a_crowded_cloud_and_settles() -> None:
     assert min(crowded) > 0.6 * max(crowded)
     late = [second for each in runs for second, _ in switches(each) if second > 120.0]
     assert len(late) <= len(runs)  # once a minute at most
-    for each in runs:  # nobody is left without: all by itself a device has 20.7 FPS
-        rates = [window.fps for window in each.windows if window.second > 120.0]
-        assert sum(rates) / len(rates) > 18.0
+    rates = [[window.fps for window in each.windows if window.second > 120.0] for each in runs]
+    means = [sum(each) / len(each) for each in rates]
+    assert sum(means) / len(means) > 18.5  # all by itself a device has 20.7 FPS
+    assert min(means) > 15.5  # and nobody is left without
 
 
 def test_a_lookalike_link_has_the_mean_it_was_asked_for_and_moods() -> None:
