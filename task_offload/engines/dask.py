@@ -36,6 +36,7 @@ START_S = 60.0  # for an actor to load the app
 START_TRIES = 3
 RETURN_S = 30.0  # for a worker of the cluster to be there again
 RETURN_LOOK_S = 0.2
+LOOK_S = 1.0  # between looks whether a call's worker is still there
 BATCH_NS = 8_000_000  # a round trip takes a millisecond and more, so an actor gets work for several
 LEAST_AT_ONCE = 2  # one travels while the other is worked on
 CALL_BYTES = 1024 * 1024  # of several units in one call
@@ -237,9 +238,17 @@ class DaskWorker:
                 yield self._near.done(unit, reply, self._joined(buffers), sent_ns)
 
     def _result(self, future: Any, units: int) -> list[tuple[Reply, list[Bytes]]]:
+        ends_at = time.monotonic() + self._timeout_s
         try:
-            replies: list[tuple[Reply, list[Bytes]]] = future.result(timeout=self._timeout_s)
-            return replies
+            while True:
+                try:
+                    replies: list[tuple[Reply, list[Bytes]]] = future.result(timeout=min(LOOK_S, self._timeout_s))
+                    return replies
+                except (TimeoutError, asyncio.TimeoutError):
+                    if time.monotonic() >= ends_at:
+                        raise
+                    if self._actor._address not in self._client.nthreads():  # Dask does not end every call then
+                        raise RuntimeError("its worker has left the cluster") from None
         except (TimeoutError, asyncio.TimeoutError):
             self._restart()
             text = f"more than {self._timeout_s:g} s"
