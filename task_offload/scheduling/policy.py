@@ -331,15 +331,16 @@ class ModelPolicy:
             self._rest_s /= 2.0
         same = best.splits == current.splits and (best.codec == current.codec or _as_large(best, current))
         self._short_s = 0.0 if holds else self._short_s + since_look_s
-        faster = best.capacity_fps > (1.0 + GAIN) * able_fps
+        rested = True
         if not meets:
-            # There is time then: each attempt at more speed waits longer than the one before, unless something changed.
+            # There is time then: each attempt at better waits longer than the one before, unless something changed.
             rest_s = min(self._rest_s, JUDGED_S) if self._estimates.stepped else self._rest_s
             if (best.splits, best.codec) == self._left and best.capacity_fps < MUCH_FASTER * able_fps:
                 rest_s = TRIAL_S  # it was worse than it looked a moment ago
-            faster = faster and now_s - self._switched_s >= rest_s
+            rested = now_s - self._switched_s >= rest_s
+        faster = rested and best.capacity_fps > (1.0 + GAIN) * able_fps
         late = not self._in_time(current)
-        quicker = self._in_time(best) or best.latency_s < (1.0 - GAIN) * current.latency_s
+        quicker = self._in_time(best) or (rested and best.latency_s < (1.0 - GAIN) * current.latency_s)
         if not same and not holds and ((late and quicker) or (faster and not late)):
             passing = current.limit == cost_model.RESOURCES[cost_model.LINK] and self._estimates.link.unrest > MOVING
             if not passing or self._short_s > JUDGED_S:
@@ -349,7 +350,7 @@ class ModelPolicy:
             self._estimates.told((each.split, each.codec))
             for each in (current.first, current.second, best.first, best.second)
         )
-        if told and not same and best.capacity_fps >= min(aim_fps, ENOUGH * able_fps):
+        if rested and told and not same and best.capacity_fps >= min(aim_fps, ENOUGH * able_fps):
             saving = 1.0 - (best.cloud_s + least_gain_s) / max(kept.cloud_s, 1e-9)
         # A mean over time, so that noise does not start the wait again, and much is taken sooner than little.
         self._saving += min(1.0, since_look_s / self._patience_s) * (saving - self._saving)
