@@ -162,7 +162,7 @@ def test_items_and_endings_come_in_order():
     side.receive(ended(6, 10))
     side.receive(item(16))
     side.receive(item(20))  # those between were acknowledged since
-    side.receive(frame_of(bye(21)))
+    assert side.receive(frame_of(bye(21))) == Bye(21)
 
 
 @pytest.mark.parametrize("late", [item(9), ended(9, 5), ended(0, 10), frame_of(bye(9)), item(0)])
