@@ -120,7 +120,7 @@ class OffloadRun(Run):
         self._draining = False
         self._welcomed = threading.Event()
         self._taken_up: set[bytes] = set()  # sessions, earlier ones included
-        self._link_busy_before = 0.0
+        self._link_busy_before = self._full_before = 0.0
         self._cpu_before_s = 0.0
         self._observed_at = 0.0
         self.rate = open_source(chain, config.source)
@@ -247,14 +247,15 @@ class OffloadRun(Run):
     def observe(self, now: float) -> Observation:
         """What happened since the last call."""
         interval_s, self._observed_at = now - self._observed_at, now
-        link_busy, cpu_s = self.link.busy_s(), time.process_time()
+        link_busy, full, cpu_s = self.link.busy_s(), self.link.full_s(), time.process_time()
         backlog = self.meters.captured - self.books.ended
         observation = self.meters.observe(
             now, interval_s, backlog, link_busy - self._link_busy_before, self._source_rate(), self.cores,
             1024, self.link.away_since is not None, cpu_s - self._cpu_before_s,
+            full - self._full_before,
         )  # fmt: skip
         self._cpu_before_s = cpu_s
-        self._link_busy_before = link_busy
+        self._link_busy_before, self._full_before = link_busy, full
         return observation
 
     def _decide(self, now: float) -> None:

@@ -148,6 +148,7 @@ class DeviceMeters:
         window: int,
         away: bool,
         cpu_s: float | None = None,
+        window_full_s: float = 0.0,
     ) -> Observation:
         """What happened since the observation before. See `Observation` for the arguments."""
         with self._lock:
@@ -176,6 +177,7 @@ class DeviceMeters:
                 workers=self.workers,
                 main_share=self.main_share,
                 window=window,
+                window_full_s=window_full_s,
                 in_local_outage=away,
                 held_s=self._held_s,
                 transfer_bytes=self._transfer_bytes,

@@ -23,7 +23,7 @@ LINK_STALE_PER_S, LINK_UNREST_STALE_PER_S = 0.006, 0.2  # what certainty of the 
 FIRST_SPREAD = 0.3  # relative standard deviation of one item's cost, until it is known
 CROWD_PACE = 0.2  # of the new in the mean of how many threads are busy
 CROWD_STEP = 0.25  # relative; a larger difference is believed at once
-IDLE_CROWD = 0.85  # of the device's cores or the link's time; used less than this, something else is the limit
+FULL = 0.85  # of the time: for so long payloads wait for the window where the link or the cloud is the limit
 BUSY_CROWD = 0.6  # used more than this, the device may be the limit: what threads, TLS and acks cost counts nowhere
 STEP_SIGMAS = 4.0  # this far from the mean twice in a row, or twice as far once, is a step and not noise
 STEP_SHARE = 0.1  # smaller steps are left to the moving mean
@@ -128,6 +128,11 @@ class Link:
         self._busy_s = keep * self._busy_s + busy_s
         self.rate = self._bytes / self._busy_s
         self._last = rate
+
+    def at_least(self, rate: float) -> None:
+        """So much came through, though nothing waited. How fast the link is remains as unsure as it was."""
+        if 0.0 < self.rate < rate:
+            self.rate, self._busy_s = rate, self._bytes / rate
 
     def spread(self, now_s: float) -> float:
         """Relative uncertainty: a link that moves is known for some seconds only."""
@@ -283,22 +288,19 @@ class Estimates:
     def _add_link(self, observation: Observation) -> None:
         if observation.transfer_bytes > 0 and observation.transfer_s > 0:
             self.link.add(observation.transfer_bytes, observation.transfer_s, observation.interval_s, self.now_s)
-        elif (
-            observation.acked_bytes > 0
-            and self.held(observation)
-            and self._crowd < IDLE_CROWD
-            and observation.link_busy_s > IDLE_CROWD * observation.interval_s
-            and _in_flight(observation) > IDLE_CROWD * observation.window
-        ):  # payloads too small to measure the link one by one, but the link was never idle and the device was.
-            # Over a long way something is always on it: only behind a slow link does the window fill.
-            self.link.add(observation.acked_bytes, observation.link_busy_s, observation.interval_s, self.now_s)
+        elif observation.acked_bytes > 0 and observation.link_busy_s > 0:
+            # Payloads too small to measure the link one by one tell how slow it is if they waited for it all the time
+            # (over a long way something is always on it, but the window does not fill), or else that it is no slower.
+            if observation.window_full_s > FULL * observation.interval_s and not _cloud_is_slow(observation):
+                self.link.add(observation.acked_bytes, observation.link_busy_s, observation.interval_s, self.now_s)
+            else:
+                self.link.at_least(observation.acked_bytes / observation.link_busy_s)
 
     def _add_trip(self, observation: Observation) -> None:
         if observation.rtt_s is None or not observation.acked:
             return
         size_bytes = observation.acked_bytes / observation.acked
-        cloud_s = sum(each.busy_s for each in observation.cloud) / observation.acked
-        trip_s = max(0.0, observation.rtt_s - size_bytes / self.link.bytes_per_s - cloud_s - observation.queue_s)
+        trip_s = max(0.0, observation.rtt_s - size_bytes / self.link.bytes_per_s - _in_cloud_s(observation))
         # Waiting in the window counts in the time measured, so the least of late is nearest to the truth.
         self._trip_s = trip_s if not self._trip_s else min(trip_s, 1.02 * self._trip_s + 1e-4)
 
@@ -426,9 +428,15 @@ class Estimates:
         return raw_bytes, slowness if math.isfinite(slowness) else 1.0
 
 
-def _in_flight(observation: Observation) -> float:
-    """Items that are sent and not acknowledged, on average (Little's law)."""
-    return observation.acked * (observation.rtt_s or 0.0) / observation.interval_s
+def _in_cloud_s(observation: Observation) -> float:
+    """How long an acknowledged item waited and was worked on in the cloud."""
+    return observation.queue_s + sum(each.busy_s for each in observation.cloud) / max(1, observation.acked)
+
+
+def _cloud_is_slow(observation: Observation) -> bool:
+    """Whether acks that come slowly may be the cloud's doing: its workers', or its main thread's, which is alone."""
+    main_s = observation.cloud[-1].busy_s / observation.main_share
+    return _in_cloud_s(observation) > 0.5 * (observation.rtt_s or 0.0) or main_s > FULL * observation.interval_s
 
 
 def _move_alike(moved: list[tuple[float, float]], stale: list[Mean]) -> None:

@@ -70,6 +70,7 @@ class Observation:
         workers: W, the cloud's workers that this device may count on (a fraction under contention).
         main_share: M, the share of the cloud's main thread that this device may count on, 0 to 1.
         window: items that may be unacknowledged at a time.
+        window_full_s: how long a payload waited because no more might be on its way: the link or the cloud is slow.
         in_local_outage: the cloud is away.
         held_s: how long the first task waited because what follows it had no room.
         transfer_bytes, transfer_s: of payloads of at least `TRAIN_BYTES` that the cloud received, the bytes after the
@@ -99,6 +100,7 @@ class Observation:
     workers: float = 1.0
     main_share: float = 1.0
     window: int = 1
+    window_full_s: float = 0.0
     in_local_outage: bool = False
     held_s: float = 0.0
     transfer_bytes: int = 0

@@ -77,14 +77,14 @@ class LinkEvents(Protocol):
 
 
 class BusyTime:
-    """How long something was on its way, over all connections."""
+    """How long something lasted in all, over all connections."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
         self._since: float | None = None
 
     def note(self, busy: bool, now_s: float) -> None:
-        """From now on something is on its way, or nothing."""
+        """From now on it lasts, or does not."""
         if busy == (self._since is not None):
             return
         if self._since is not None:
@@ -105,6 +105,7 @@ class Exchange:
         condition: guards the session; notified when something was sent or acknowledged.
         events: who hears of it.
         busy: told when something is on its way.
+        full: told when an entry waits for the window.
         on_welcome: called with the condition held, before anybody hears of the welcome.
         window_items: a limit on unacknowledged items beside the cloud's, for measurements.
 
@@ -120,6 +121,7 @@ class Exchange:
         condition: threading.Condition,
         events: LinkEvents,
         busy: BusyTime,
+        full: BusyTime,
         on_welcome: Callable[[], None],
         window_items: int | None,
         clock: Callable[[], float],
@@ -130,6 +132,7 @@ class Exchange:
         self._condition = condition
         self._events = events
         self._busy = busy
+        self._full = full
         self._on_welcome = on_welcome
         self._window_items = window_items
         self._clock = clock
@@ -212,14 +215,17 @@ class Exchange:
         outbox = session.outbox
         sent_to = 0
         unix_now = 0.0
+        full = False
         with self._condition:
             while stream.outgoing_bytes < QUEUE_BYTES and (entry := outbox.next()) is not None:
                 if not window.allows(outbox.sent_entries, outbox.sent_bytes, entry.size_bytes):
+                    full = True
                     break
                 outbox.sent(now, window.delivered_bytes)
                 sent_to = entry.sequence + entry.count
                 unix_now = unix_now or self._unix_clock()
                 stream.queue(entry.encode(unix_now))
+            self._full.note(full, now)
             if sent_to:
                 session.sent_to = max(session.sent_to, sent_to)
                 self._side.sent(session.sent_to)

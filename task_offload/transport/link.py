@@ -89,7 +89,7 @@ class Link:
         self.connections = 0
         self.away_s = 0.0
         self.away_since: float | None = clock()
-        self._busy = BusyTime()
+        self._busy, self._full = BusyTime(), BusyTime()
         self._carrying = threading.Lock()  # held by the thread that uses the connection
         self._waiting = threading.Lock()  # held by the one that may wait for it meanwhile, the link's thread aside
         self._exchange: Exchange | None = None  # while a session is open; guarded by `_carrying`, as are the next three
@@ -172,6 +172,10 @@ class Link:
         """Seconds in which something was on its way."""
         return self._busy.seconds(self._clock())
 
+    def full_s(self) -> float:
+        """Seconds in which something waited because the window allowed no more on its way."""
+        return self._full.seconds(self._clock())
+
     def _carry_on(self, step: Callable[[Exchange], None], wait: bool = False) -> bool:
         """Carries the connection on, if there is one and no other thread does. Returns whether it did.
 
@@ -252,6 +256,7 @@ class Link:
             if self.away_since is None:
                 self.away_since = self._clock()
             self._busy.note(False, self._clock())
+            self._full.note(False, self._clock())
             self.condition.notify_all()
         if reason not in self._said:
             self._said.add(reason)
@@ -358,6 +363,7 @@ class Link:
             self.condition,
             self._events,
             self._busy,
+            self._full,
             self._welcomed,
             self._window_items,
             self._clock,

@@ -110,16 +110,27 @@ def test_a_link_that_nothing_large_crossed_is_no_limit() -> None:
     assert found.costs([(2, "none")]).link_bytes_per_s == math.inf
 
 
-def test_small_payloads_tell_the_link_only_when_it_and_nothing_else_held_the_stream() -> None:
-    busy = {"acked_bytes": 100_000, "link_busy_s": 0.5, "acked": 10, "rtt_s": 0.4, "window": 8}
-    idle_device = (TaskCost(10, 0.01, 10), TaskCost(10, 0.02, 10), TaskCost())
-    held = estimates(*(observation(i * 0.5, held_s=0.4, device=idle_device, **busy) for i in range(4)))
-    assert held.link.bytes_per_s == pytest.approx(200_000)
-    free = estimates(*(observation(i * 0.5, held_s=0.0, device=idle_device, **busy) for i in range(4)))
-    assert free.link.bytes_per_s == math.inf
-    far = busy | {"window": 16}  # a window that is half full: the way is long, not slow
-    far_away = estimates(*(observation(i * 0.5, held_s=0.4, device=idle_device, **far) for i in range(4)))
-    assert far_away.link.bytes_per_s == math.inf
+@pytest.mark.parametrize(
+    ("changes", "slow"),
+    [
+        ({}, True),
+        ({"window_full_s": 0.3}, False),  # over a long way something is always on it, but the window does not fill
+        ({"queue_s": 0.25}, False),  # they waited for the cloud's workers
+        ({"main_share": 0.02}, False),  # or for its main thread
+    ],
+)
+def test_small_payloads_tell_the_link_only_when_it_and_not_the_cloud_held_them_back(
+    changes: dict[str, float], slow: bool
+) -> None:
+    busy = {"acked_bytes": 100_000, "link_busy_s": 0.5, "acked": 10, "rtt_s": 0.4, "window_full_s": 0.48}
+    found = estimates(*(observation(i * 0.5, **(busy | changes)) for i in range(4)))
+    assert found.link.bytes_per_s == (pytest.approx(200_000) if slow else math.inf)
+
+
+def test_small_payloads_that_come_faster_than_the_link_is_believed_to_be_correct_it() -> None:
+    busy = {"acked_bytes": 100_000, "link_busy_s": 0.5, "acked": 10, "rtt_s": 0.4, "window_full_s": 0.48}
+    found = estimates(observation(0.5, **busy), observation(1.0, **(busy | {"link_busy_s": 0.1, "window_full_s": 0.0})))
+    assert found.link.bytes_per_s == pytest.approx(1_000_000)
 
 
 def test_a_steady_link_that_falls_is_believed_at_once_and_a_restless_one_is_averaged() -> None:

@@ -218,6 +218,23 @@ def test_no_more_is_on_its_way_than_the_cloud_allows(script: Script) -> None:
     script.heard.wait_for("acked", 10)
 
 
+def test_it_counts_for_how_long_something_waits_for_the_window(script: Script) -> None:
+    now_s = [100.0]
+    link = script.link(clock=lambda: now_s[0])
+    server = script.accept()
+    server.welcome(unacked_items=1)
+    for n in range(2):
+        put(link, entry(n))
+    steps = iter((False, True))
+    link.wait_until(lambda: next(steps))  # carries the connection on between the two
+    assert server.sequences(1) == [0]
+    now_s[0] += 1.0
+    server.send(ack(Totals(1, 1)))
+    assert server.sequences(1) == [1]
+    now_s[0] += 1.0  # one is on its way, but none waits
+    assert link.full_s() == 1.0
+
+
 def test_a_message_larger_than_the_window_still_goes_alone(script: Script) -> None:
     link = script.link()
     server = script.accept()

@@ -12,6 +12,7 @@ import random
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Literal
 
 from task_offload.scheduling.cost_model import Costs
 from task_offload.scheduling.mix import Mixer
@@ -77,6 +78,7 @@ class Interval:
     rtt_s: float = 0.0
     queue_s: float = 0.0
     link_s: float = 0.0
+    full_s: float = 0.0
     transfer_bytes: float = 0.0
     transfer_s: float = 0.0
     capture_s: float = 0.0
@@ -276,6 +278,7 @@ class SimulatedDevice:
             # To the system, whose queue is a part of the round trip.
             handed_s = max(self._ready_s, min(acks[0], self._acked_s - self._largest_s - window_s))
             if handed_s > self._ready_s:
+                self._spread("full_s", max(self._ready_s, blocked[-1][1] if blocked else 0.0), handed_s)
                 blocked.append((self._ready_s, handed_s))
             send = max(handed_s, self._link_free)
             sent = line.end(send, size_bytes)
@@ -298,7 +301,7 @@ class SimulatedDevice:
                 worked = self._main_free
                 cloud_s += costs.cloud_s[last] * cloud_noise
             acked = max(worked + COMMIT_S + half_trip_s, self._acked_s)
-            self._busy(max(handed_s, self._acked_s), acked)
+            self._spread("link_s", max(handed_s, self._acked_s), acked)
             self._acked_s = acked
             acks.append(acked)
             end = self._finish(acked, acked - captured_at)
@@ -316,13 +319,14 @@ class SimulatedDevice:
             there[0] += 1
             there[1] += cloud_noise
 
-    def _busy(self, begin_s: float, end_s: float) -> None:
-        """Something was on its way."""
+    def _spread(self, name: Literal["link_s", "full_s"], begin_s: float, end_s: float) -> None:
+        """Adds a stretch of time to the intervals that it falls into."""
         interval_s = self.interval_s
         for tick in range(int(begin_s / interval_s), int(end_s / interval_s) + 1):
             overlap_s = min(end_s, (tick + 1) * interval_s) - max(begin_s, tick * interval_s)
             if overlap_s > 0:
-                self._at((tick + 0.5) * interval_s).link_s += overlap_s
+                interval = self._at((tick + 0.5) * interval_s)
+                setattr(interval, name, getattr(interval, name) + overlap_s)
 
     def _finish(self, second: float, latency_s: float) -> Interval:
         interval = self._at(second)
@@ -399,6 +403,7 @@ class SimulatedDevice:
             workers=costs.workers,
             main_share=costs.main_share,
             window=WINDOW,
+            window_full_s=min(interval.full_s, self.interval_s),
             in_local_outage=self.world.away(now_s),
             held_s=held_s,
             transfer_bytes=int(interval.transfer_bytes),
