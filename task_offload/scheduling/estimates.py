@@ -87,6 +87,12 @@ class Mean:
         self.total = keep * self.total + total
         return False
 
+    def doubt(self, count: float) -> None:
+        """What was known before counts as so many items at most."""
+        if self.count > count:
+            self.total *= count / self.count
+            self.count = count
+
     def scale(self, factor: float) -> None:
         """Moves the mean, when everything like it moved by this factor."""
         self.total *= factor
@@ -227,6 +233,14 @@ class Estimates:
     def correct(self, resource: str, factor: float) -> None:
         """What was observed while this resource was the limit is `factor` times what was predicted."""
         self._efficiency[resource] = min(max(self._efficiency[resource] * factor, 0.3), 1.5)
+
+    def doubt(self, items: float) -> None:
+        """Throughput is lower than predicted: of tasks that seem slower, only the last `items` items are believed."""
+        assert self._last is not None
+        crowd = max(1.0, self._crowd)
+        for mean, cost in zip(self._device, self._last.device, strict=True):
+            if cost.items and cost.busy_s / crowd > (1.0 + STEP_SHARE) * mean.value * cost.items:
+                mean.doubt(items)
 
     def saturated(self, resource: str) -> bool:
         """Whether this resource may be what held the last interval up: the device tells how busy it was."""

@@ -41,6 +41,7 @@ MOST_UNREST = 0.3  # of a link that moves, at most so much of its mean is not co
 LOOK_AROUND_S = 2.0  # between looks at all other choices, while the one in force holds
 CATCH_UP = 0.7  # of what the last seconds lacked, the shares make up for in the next as many
 CATCH_UP_LEAST, CATCH_UP_MOST = -0.15, 0.3
+DOUBT_S = 0.5  # a throughput that is too low, and lower than predicted, for longer makes old costs doubtful
 LASTING_S = 8.0  # a throughput that is too low for so long is believed before the model
 LATE_SHARE, LATE_PACE = 0.05, 0.1  # of the items may be later than --max-latency
 LATENCY_UP, LATENCY_DOWN, MOST_LATENCY_FACTOR = 1.02, 0.999, 3.0  # at each interval with more, or fewer, too late
@@ -154,6 +155,8 @@ class ModelPolicy:
         trimmed = kept if fps is None else self._kept(current, aim_fps, fps)
         lacks = fps is not None and fps < ENOUGH * demand_fps
         self._lacking_s = self._lacking_s + observation.interval_s if lacks else 0.0
+        if fps is not None and self._lacking_s > DOUBT_S and kept.capacity_fps > (1.0 + GAIN) * fps:
+            estimates.doubt(JUDGED_S * fps)
         able_fps = max(kept.capacity_fps, fps or 0.0)  # what was seen is possible, whatever is predicted
         if fps is not None and self._lacking_s > LASTING_S:
             able_fps = fps  # and so is what was not, after a while

@@ -52,6 +52,14 @@ def test_it_offloads_at_once_when_the_device_slows_and_takes_back_after() -> Non
     assert min(window.shares.get(3, 0.0) for window in found.windows if window.second > 75.0) > 0.97
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_device_that_slows_again_and_again_is_believed_each_time(seed: int) -> None:
+    """Steps up and down make the variance large, in which a further step does not look like one."""
+    slowdown = tuple((25.0 * number, 1.5 if number % 2 == 0 else 3.2) for number in range(20))
+    found = simulate(replace(HEAVY, target_fps=12.0, slowdown=slowdown, duration_s=500.0, steady=False), seed)
+    assert judge(found).met_share > 0.85
+
+
 def test_a_mix_meets_its_target_though_a_live_source_loses_items_during_long_ones() -> None:
     """One core, 111 items a second; the higher split takes 40 ms, and 60 from the 150th second on."""
     assert judge(simulate(replace(draw(1020), duration_s=220.0), 1000)).met_share >= 0.9
