@@ -338,5 +338,7 @@ def test_a_sensor_that_waits_does_not_keep_an_emulated_core_from_the_others() ->
     world = World(capture, lambda n: (True, n), last, split=2, cpu=EmulatedCpu(2.0))
     world.pipeline.start()
     world.wait_for(lambda: len(world.entries) == 1)
+    assert not sensor.is_set()
     sensor.set()
     world.end()
+    assert [entry.sequence for entry in world.entries] == [0]

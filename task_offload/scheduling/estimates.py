@@ -136,7 +136,7 @@ class Link:
         self._last = rate
 
     def at_least(self, rate: float) -> None:
-        """So much came through, though nothing waited. How fast the link is remains as unsure as it was."""
+        """So many bytes a second came, though nothing waited. How fast the link is remains as unsure as it was."""
         if 0.0 < self.rate < rate:
             self.rate, self._busy_s = rate, self._bytes / rate
 

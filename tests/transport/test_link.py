@@ -280,6 +280,7 @@ def test_a_busy_server_is_asked_again_by_a_starting_device_too(script: Script) -
     server.closed()
     script.accept().welcome()
     script.heard.wait_for("welcomes")
+    assert script.heard.reasons == ["full"]
 
 
 @pytest.mark.parametrize(

@@ -182,10 +182,11 @@ def test_half_a_body_holds_nobody_up(make: Callable[..., World]) -> None:
     with world.introduced() as slow, world.introduced() as quick:
         whole = item(0, 1, bytes(300_000))
         slow.send(whole[:150_000])
-        quick.send(item(0, 1, "quick"))
+        quick.send(item(0, 2, "quick"))
         world.handler.wait_for(lambda: len(world.handler.events) == 1)
         slow.send(whole[150_000:])
         world.handler.wait_for(lambda: len(world.handler.events) == 2)
+    assert [event.split for event in world.handler.events] == [2, 1]
 
 
 def test_a_transfer_is_what_came_after_its_first_piece(make: Callable[..., World]) -> None:
