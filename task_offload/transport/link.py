@@ -32,8 +32,8 @@ FIRST_WAIT_S = 0.25
 LONGEST_WAIT_S = 30.0
 REFUSED_WAIT_S = 60.0  # a lasting refusal that met a running device: somebody may mend it
 WAIT_S = 0.05  # for the socket, by a thread that waits for room: it also looks whether the link has ended
-REST_S = 0.005  # for which the link's thread leaves the connection to threads that carry it on
-BUSY_STEPS = 2  # of theirs since it looked last: they hear what comes, too
+REST_S = 0.02  # for which the link's thread leaves the connection to threads that carry it on
+BUSY_STEPS = 8  # of theirs since it looked last: they hear what comes, too
 
 
 class Link:
@@ -386,14 +386,15 @@ class Link:
         """Carries the exchange on whenever something comes, but leaves it to others while they do."""
         seen = 0
         while True:
-            others = self._waiting.locked()
-            if not others:
+            others = self._waiting.locked() or self._carried - seen >= BUSY_STEPS
+            seen = self._carried
+            if others:
+                self._watched = _events(True)  # so that nobody wakes it from its rest
+            else:
                 with self._carrying:
-                    others = self._carried - seen >= BUSY_STEPS
                     if self._failure is None:
                         self._take(exchange, Exchange.step)
-                    seen = self._carried
-                    self._watched = _events(others or exchange.blocked)
+                    self._watched = _events(exchange.blocked)
             if self._failure is not None:
                 raise self._failure
             if session.left:
