@@ -17,6 +17,7 @@ from task_offload.config import DeviceConfig
 from task_offload.emulated_cpu import EmulatedCpu
 from task_offload.errors import ConfigError
 from task_offload.local_run import LocalRun
+from task_offload.observe.load import DelayMeter
 from task_offload.pipeline import Pipeline
 from task_offload.run import MOST_WINDOWS, Run, in_words, open_source, share_of
 from task_offload.scheduling.mix import Mixer
@@ -122,6 +123,8 @@ class OffloadRun(Run):
         self._taken_up: set[bytes] = set()  # sessions, earlier ones included
         self._link_busy_before = self._full_before = 0.0
         self._cpu_before_s = 0.0
+        # An emulated processor's work waits for its turn on it, of which the system knows nothing.
+        self._delays = DelayMeter() if config.emulate_cpu is None else None
         self._observed_at = 0.0
         self.rate = open_source(chain, config.source)
         self._newest = (config.overload or ("newest" if self.live else "block")) == "newest"
@@ -210,6 +213,8 @@ class OffloadRun(Run):
         if self._wait_for_server():
             self.began_at = self._window_at = self._observed_at = time.monotonic()
             self._cpu_before_s = time.process_time()
+            if self._delays is not None:
+                self._delays.measure()
             pipeline.start()
             self._work(pipeline)
             self._drain(pipeline)
@@ -252,7 +257,7 @@ class OffloadRun(Run):
         observation = self.meters.observe(
             now, interval_s, backlog, link_busy - self._link_busy_before, self._source_rate(), self.cores,
             1024, self.link.away_since is not None, cpu_s - self._cpu_before_s,
-            full - self._full_before,
+            full - self._full_before, self._delays.measure() if self._delays is not None else None,
         )  # fmt: skip
         self._cpu_before_s = cpu_s
         self._link_busy_before, self._full_before = link_busy, full
@@ -410,8 +415,8 @@ class OffloadRun(Run):
     def cost(self, costs: Costs) -> None:
         self.meters.cost(costs)
 
-    def sent(self, size_bytes: int, busy_s: float) -> None:
-        self.meters.sent(size_bytes, busy_s)
+    def sent(self, size_bytes: int, cpu_s: float) -> None:
+        self.meters.sent(size_bytes, cpu_s)
 
     def away(self, reason: str) -> None:
         pass  # the link logs it; the route changes by itself

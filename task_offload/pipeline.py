@@ -96,7 +96,7 @@ class Pipeline:
         self._items = items
         self._duration_s = duration_s
         self._cpu = cpu
-        self._runner = Runner(chain)
+        self._runner = Runner(chain, measure_cpu=True)
         self._states = States()
         self._errors = TaskErrorLog(chain.names)
         self._waiting: deque[_Captured] = deque()
@@ -178,16 +178,15 @@ class Pipeline:
                 self._stop.wait(pause_s(failures))
                 continue
             failures = 0
-            meters.ran(0, outcome.busy_ns, True)
+            meters.ran(0, outcome.busy_ns, outcome.cpu_ns, True)
             self._enqueue(_Captured(item, outcome.value, route.codec))
 
     def _first_task(self, item: Item) -> Outcome:
-        cpu_ns = thread_time_ns()
         with self._stretched():
             outcome = self._runner.run(item, self._states, (), 0, 1)
         factor = self._cpu.factor if self._cpu else 1.0
         if self._live or self._cpu:
-            outcome.busy_ns[0] = int((thread_time_ns() - cpu_ns) * factor)
+            outcome.busy_ns[0] = int(outcome.cpu_ns[0] * factor)
         return outcome
 
     def _stretched(self) -> AbstractContextManager[None]:
@@ -257,7 +256,7 @@ class Pipeline:
                 outcome = self._runner.run(item, self._states, args, 1, item.split)
             if self._cpu is not None:
                 outcome.busy_ns[:] = [int(ns * self._cpu.factor) for ns in outcome.busy_ns]
-            self._meters.ran(1, outcome.busy_ns, outcome.kind is Kind.CONTINUED)
+            self._meters.ran(1, outcome.busy_ns, outcome.cpu_ns, outcome.kind is Kind.CONTINUED)
             if outcome.kind is Kind.FILTERED:
                 self._end(item, Ending.FILTERED, self._chain.names[outcome.task])
                 return
@@ -268,7 +267,7 @@ class Pipeline:
         self._encode(item, args, captured.codec)
 
     def _encode(self, item: Item, args: tuple[Any, ...], codec: str | None) -> None:
-        started_ns = perf_counter_ns()
+        started_ns, cpu_started_ns = perf_counter_ns(), thread_time_ns()
         try:
             with self._stretched():
                 payload = self._encoder.encode(args, codec)
@@ -277,7 +276,8 @@ class Pipeline:
             self._end(item, Ending.DROPPED, self._failure(outcome, item))
             return
         codec = codec or self._codec
-        self._meters.encoded(item.split, codec, payload.size_bytes, (perf_counter_ns() - started_ns) / 1e9)
+        busy_s, cpu_s = (perf_counter_ns() - started_ns) / 1e9, (thread_time_ns() - cpu_started_ns) / 1e9
+        self._meters.encoded(item.split, codec, payload.size_bytes, busy_s, cpu_s)
         self._in_order(Entry(item.sequence, item.split, item.captured_at, payload, self._meters.tag(codec)))
 
     def _failure(self, outcome: Outcome, item: Item) -> str:

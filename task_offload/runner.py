@@ -6,9 +6,9 @@ import logging
 import threading
 import traceback
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
-from time import perf_counter_ns
+from time import perf_counter_ns, thread_time_ns
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,12 +42,14 @@ class Outcome(NamedTuple):
         value: CONTINUED: the next task's arguments, a tuple in which a `Picture` marks a picture; COMPLETED: the
             result or None; FAILED: the exception; FILTERED: None.
         busy_ns: busy time of each task that ran, in order, in nanoseconds.
+        cpu_ns: CPU time of this thread in each, if the runner measures it; empty otherwise.
     """
 
     kind: Kind
     task: int
     value: Any
     busy_ns: list[int]
+    cpu_ns: Sequence[int] = ()
 
 
 class States:
@@ -68,9 +70,14 @@ class TaskThread(threading.Thread):
 
 
 class Runner:
-    """Runs tasks of one chain. Threads may share it; a session's stateful tasks must not run at the same time."""
+    """Runs tasks of one chain. Threads may share it; a session's stateful tasks must not run at the same time.
 
-    def __init__(self, chain: Chain) -> None:
+    Arguments:
+        measure_cpu: outcomes tell CPU time too.
+    """
+
+    def __init__(self, chain: Chain, measure_cpu: bool = False) -> None:
+        self._measure_cpu = measure_cpu
         self._functions = tuple(task.function for task in chain.tasks)
         self._last = len(chain.tasks) - 1
 
@@ -86,9 +93,12 @@ class Runner:
             SourceError: the first task said that its source is gone for good. Every other exception is an outcome.
         """
         busy_ns: list[int] = []
+        cpu_ns: list[int] = []
         functions, last, of_task = self._functions, self._last, states.of_task
         index = begin
         set_current_item(item)
+        cpu_clock = thread_time_ns if self._measure_cpu else None
+        cpu_started = cpu_clock() if cpu_clock is not None else 0
         started = perf_counter_ns()
         try:
             for index in range(begin, end):
@@ -97,24 +107,30 @@ class Runner:
                 ended = perf_counter_ns()
                 busy_ns.append(ended - started)
                 started = ended
+                if cpu_clock is not None:
+                    cpu_ended = cpu_clock()
+                    cpu_ns.append(cpu_ended - cpu_started)
+                    cpu_started = cpu_ended
                 if index == last:
-                    return Outcome(Kind.COMPLETED, index, _result(returned), busy_ns)
+                    return Outcome(Kind.COMPLETED, index, _result(returned), busy_ns, cpu_ns)
                 if returned is False:
-                    return Outcome(Kind.FILTERED, index, None, busy_ns)
+                    return Outcome(Kind.FILTERED, index, None, busy_ns, cpu_ns)
                 if type(returned) is not tuple or len(returned) != 2 or not isinstance(returned[0], _BOOLS):
                     raise TypeError(_broken_contract(returned))
                 to_continue, args = returned
                 if not to_continue:
-                    return Outcome(Kind.FILTERED, index, None, busy_ns)
+                    return Outcome(Kind.FILTERED, index, None, busy_ns, cpu_ns)
                 if type(args) is not tuple:
                     args = () if args is None else (args,)
-            return Outcome(Kind.CONTINUED, index, args, busy_ns)
+            return Outcome(Kind.CONTINUED, index, args, busy_ns, cpu_ns)
         except (Exception, SystemExit) as error:  # a task that calls sys.exit() must not end its worker
             if len(busy_ns) == index - begin:
                 busy_ns.append(perf_counter_ns() - started)
+                if cpu_clock is not None:
+                    cpu_ns.append(cpu_clock() - cpu_started)
             if index == 0 and isinstance(error, SourceError):
                 raise
-            return Outcome(Kind.FAILED, index, error, busy_ns)
+            return Outcome(Kind.FAILED, index, error, busy_ns, cpu_ns)
         finally:
             set_current_item(None)
 

@@ -120,7 +120,7 @@ def test_a_part_of_the_chain() -> None:
     outcome = run(*functions, args=(10,), begin=1, end=3)
     assert (outcome.kind, outcome.task, outcome.value) == (Kind.CONTINUED, 2, (22, "y"))
     assert len(outcome.busy_ns) == 2
-    assert run(*functions, args=(3,), begin=1, end=1) == (Kind.CONTINUED, 1, (3,), [])
+    assert run(*functions, args=(3,), begin=1, end=1) == (Kind.CONTINUED, 1, (3,), [], [])
 
 
 def test_pictures_are_arrays_to_the_tasks_and_marked_at_the_cut() -> None:

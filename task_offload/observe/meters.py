@@ -22,10 +22,11 @@ class _Tasks:
     def clear(self) -> None:
         self.items = [0] * self._tasks
         self.busy_s = [0.0] * self._tasks
+        self.cpu_s = [0.0] * self._tasks
         self.survived = [0] * self._tasks
 
     def take(self) -> tuple[TaskCost, ...]:
-        costs = tuple(map(TaskCost, self.items, self.busy_s, self.survived))
+        costs = tuple(map(TaskCost, self.items, self.busy_s, self.survived, self.cpu_s))
         self.clear()
         return costs
 
@@ -38,7 +39,8 @@ class DeviceMeters:
         self._lock = threading.Lock()
         self._device = _Tasks(tasks)
         self._cloud = _Tasks(tasks)
-        self._payloads: dict[tuple[int, str], list[float]] = {}  # items, bytes, encode s, decoded, decode s
+        # Items, bytes, seconds of encoding, items decoded, seconds of decoding, CPU seconds of encoding.
+        self._payloads: dict[tuple[int, str], list[float]] = {}
         self._tags: list[str] = []
         self.latency = LatencyHistogram()
         self.splits: Counter[int] = Counter()  # of the whole run
@@ -51,7 +53,7 @@ class DeviceMeters:
     def _clear(self) -> None:
         self._finished = self._dropped = self._acked = self._late = 0
         self._acked_bytes = self._interval_sent_bytes = 0
-        self._rtt_s = self._latency_s = self._sent_busy_s = self._held_s = 0.0
+        self._rtt_s = self._latency_s = self._sent_cpu_s = self._held_s = 0.0
         self._latencies = self._queued = 0
         self._queue_s = self._transfer_s = 0.0
         self._transfer_bytes = 0
@@ -62,30 +64,32 @@ class DeviceMeters:
             self._tags.append(codec)
         return self._tags.index(codec)
 
-    def ran(self, first: int, busy_ns: Sequence[int], survived: bool) -> None:
+    def ran(self, first: int, busy_ns: Sequence[int], cpu_ns: Sequence[int], survived: bool) -> None:
         """Tasks from index `first` on ran on the device; `survived`: the last of them let the item continue."""
         with self._lock:
-            for index, ns in enumerate(busy_ns, first):
+            for index, (ns, cpu) in enumerate(zip(busy_ns, cpu_ns, strict=True), first):
                 self._device.items[index] += 1
                 self._device.busy_s[index] += ns / 1e9
+                self._device.cpu_s[index] += cpu / 1e9
                 self._device.survived[index] += 1
             if not survived:
                 self._device.survived[first + len(busy_ns) - 1] -= 1
 
-    def encoded(self, split: int, codec: str, size_bytes: int, busy_s: float) -> None:
+    def encoded(self, split: int, codec: str, size_bytes: int, busy_s: float, cpu_s: float) -> None:
         """A payload was encoded."""
         with self._lock:
             payload = self._payload(split, codec)
             payload[0] += 1
             payload[1] += size_bytes
             payload[2] += busy_s
+            payload[5] += cpu_s
 
-    def sent(self, size_bytes: int, busy_s: float) -> None:
-        """Bytes were handed to the system."""
+    def sent(self, size_bytes: int, cpu_s: float) -> None:
+        """Bytes were handed to the system, in so much CPU time."""
         with self._lock:
             self.sent_bytes += size_bytes
             self._interval_sent_bytes += size_bytes
-            self._sent_busy_s += busy_s
+            self._sent_cpu_s += cpu_s
 
     def held(self, seconds: float) -> None:
         """The first task waited because what follows it had no room."""
@@ -135,7 +139,7 @@ class DeviceMeters:
                     payload[4] += cost.busy_us / 1e6
 
     def _payload(self, split: int, codec: str) -> list[float]:
-        return self._payloads.setdefault((split, codec), [0, 0, 0.0, 0, 0.0])
+        return self._payloads.setdefault((split, codec), [0, 0, 0.0, 0, 0.0, 0.0])
 
     def observe(
         self,
@@ -149,13 +153,21 @@ class DeviceMeters:
         away: bool,
         cpu_s: float | None = None,
         window_full_s: float = 0.0,
+        delayed_s: float | None = None,
     ) -> Observation:
         """What happened since the observation before. See `Observation` for the arguments."""
         with self._lock:
-            send_s_per_byte = self._sent_busy_s / self._interval_sent_bytes if self._interval_sent_bytes else 0.0
+            send_s_per_byte = self._sent_cpu_s / self._interval_sent_bytes if self._interval_sent_bytes else 0.0
             payloads = {
-                key: PayloadCost(int(items), int(size), encode_s + size * send_s_per_byte, int(decoded), decode_s)
-                for key, (items, size, encode_s, decoded, decode_s) in self._payloads.items()
+                key: PayloadCost(
+                    int(items),
+                    int(size),
+                    encode_s + size * send_s_per_byte,
+                    int(decoded),
+                    decode_s,
+                    encode_cpu_s + size * send_s_per_byte,
+                )
+                for key, (items, size, encode_s, decoded, decode_s, encode_cpu_s) in self._payloads.items()
             }
             observation = Observation(
                 now_s=now_s,
@@ -185,6 +197,7 @@ class DeviceMeters:
                 latency_s=self._latency_s / self._latencies if self._latencies else None,
                 late=self._late,
                 cpu_s=cpu_s,
+                delayed_s=delayed_s,
             )
             self._captured_before = self.captured
             self._payloads.clear()

@@ -43,6 +43,7 @@ class Costs:
         payloads: by (split, codec).
         link_bytes_per_s: the link's goodput.
         cores: K, cores that the device may use; a fraction where they are shared.
+        core_share: of a core, what a single thread of the device gets.
         workers: W, the cloud's workers that this device may count on.
         main_share: M, the share of the cloud's main thread that it may count on.
         round_trip_s: from sent to acknowledged, without the payload's transfer and the cloud's work.
@@ -58,6 +59,7 @@ class Costs:
     payloads: Mapping[tuple[int, str], Payload]
     link_bytes_per_s: float = math.inf
     cores: float = 1.0
+    core_share: float = 1.0
     workers: float = 1.0
     main_share: float = 1.0
     round_trip_s: float = 0.0
@@ -119,6 +121,7 @@ def options(costs: Costs) -> list[Option]:
         alone_s = max(
             [costs.device_s[0]] + [reach[i] * costs.device_s[i] for i in range(1, split) if costs.stateful[i]]
         )
+        alone_s /= costs.core_share
         trip_s = costs.round_trip_s + transfer_s + (work_s + main_s) / max(q, 1e-6)
         device_s = (device_work[split] + q * payload.encode_s) / costs.cores
         use_s = (
@@ -131,8 +134,7 @@ def options(costs: Costs) -> list[Option]:
             period_s + max(0.0, device_s - room_s),
         )
         latency_s = (
-            sum(costs.device_s[:split])
-            + payload.encode_s
+            (sum(costs.device_s[:split]) + payload.encode_s) / costs.core_share
             + transfer_s
             + costs.round_trip_s
             + payload.decode_s

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from task_offload.scheduling.cost_model import DEVICE, LINK, MAIN, RESOURCES, WORKERS, Costs, Payload
 from task_offload.scheduling.observation import TRAIN_BYTES, Observation
+from task_offload.scheduling.processor import Processor
 
 MEMORY_S = 30.0  # how long a measurement counts for tasks and payloads
 LINK_MEMORY_S, LINK_MEMORY_UNREST = 2.0, 20.0  # cellular links move within seconds; so does noise, hence the second
@@ -21,10 +22,7 @@ LINK_USE = 0.93  # of a link that is never idle, stages that wait for each other
 LINK_PEAK_MEMORY_S = 300.0
 LINK_STALE_PER_S, LINK_UNREST_STALE_PER_S = 0.006, 0.2  # what certainty of the link is lost with each second
 FIRST_SPREAD = 0.3  # relative standard deviation of one item's cost, until it is known
-CROWD_PACE = 0.2  # of the new in the mean of how many threads are busy
-CROWD_STEP = 0.25  # relative; a larger difference is believed at once
 FULL = 0.85  # of the time: for so long payloads wait for the window where the link or the cloud is the limit
-BUSY_CROWD = 0.6  # used more than this, the device may be the limit: what threads, TLS and acks cost counts nowhere
 STEP_SIGMAS = 4.0  # this far from the mean twice in a row, or twice as far once, is a step and not noise
 STEP_SHARE = 0.1  # smaller steps are left to the moving mean
 STALE_S = 600.0  # age at which an estimate is worth nothing any more
@@ -201,9 +199,7 @@ class Estimates:
         self._cloud = [Mean() for _ in tasks]
         self._survival = [Mean() for _ in tasks]
         self._payloads: dict[tuple[int, str], _PayloadMeans] = {}
-        self._crowd = 1.0
-        self._cpu_s = self._busy_s = 0.0  # of late: what the process got, and what its threads were busy by the clock
-        self._cores = 1.0
+        self._processor = Processor()
         self.link = Link()
         self._trip_s = 0.0
         self._source: float | None = None
@@ -237,42 +233,30 @@ class Estimates:
     def doubt(self, items: float) -> None:
         """Throughput is lower than predicted: of tasks that seem slower, only the last `items` items are believed."""
         assert self._last is not None
-        crowd = max(1.0, self._crowd)
         for mean, cost in zip(self._device, self._last.device, strict=True):
-            if cost.items and cost.busy_s / crowd > (1.0 + STEP_SHARE) * mean.value * cost.items:
+            own_s = self._processor.own_s(cost.busy_s, cost.cpu_s)
+            if cost.items and own_s > (1.0 + STEP_SHARE) * mean.value * cost.items:
                 mean.doubt(items)
 
     def saturated(self, resource: str) -> bool:
         """Whether this resource may be what held the last interval up: the device tells how busy it was."""
-        return resource != RESOURCES[DEVICE] or self._crowd > BUSY_CROWD
+        return resource != RESOURCES[DEVICE] or self._processor.saturated
 
     def _add_device(self, observation: Observation, keep: float) -> None:
-        busy_s = sum(each.busy_s for each in observation.device)
-        busy_s += sum(each.encode_s for each in observation.payloads.values())
-        self._cores = float(observation.cores)
-        if observation.cpu_s is not None:
-            self._cpu_s = keep * self._cpu_s + observation.cpu_s
-            self._busy_s = keep * self._busy_s + busy_s
-            # Under a CPU quota, or behind one lock, two threads that are busy by the clock get on no faster than one.
-            if self._cpu_s < self._busy_s:
-                self._cores = max(1.0, self._cores * self._cpu_s / self._busy_s)
-        # Threads that wait for each other's core are busy by the clock. More than all cores cannot be.
-        busy = busy_s / (observation.interval_s * self._cores)
-        self._crowd += (CROWD_PACE if abs(busy - self._crowd) < CROWD_STEP * self._crowd else 1.0) * (
-            busy - self._crowd
-        )
-        crowd = max(1.0, self._crowd)
+        processor = self._processor
+        self.stepped |= processor.add(observation)
         moved: list[tuple[float, float]] = []
         stale: list[Mean] = []
         for mean, cost in zip(self._device, observation.device, strict=True):
-            self._follow(mean, cost.busy_s / crowd, cost.items, keep, moved, stale)
+            self._follow(mean, processor.own_s(cost.busy_s, cost.cpu_s), cost.items, keep, moved, stale)
         for route, payload in observation.payloads.items():
             if payload.items:
                 means = self._payloads.get(route)
                 if means is None:
                     means = self._payloads[route] = _PayloadMeans()
                 self.stepped |= means.size.add(payload.size_bytes, payload.items, self.now_s, keep)
-                self._follow(means.encode, payload.encode_s / crowd, payload.items, keep, moved, stale)
+                own_s = processor.own_s(payload.encode_s, payload.encode_cpu_s)
+                self._follow(means.encode, own_s, payload.items, keep, moved, stale)
         stale += [means.encode for route, means in self._payloads.items() if route not in observation.payloads]
         _move_alike(moved, stale)
 
@@ -372,7 +356,8 @@ class Estimates:
             stateful=self._stateful,
             payloads=payloads,
             link_bytes_per_s=self.link.bytes_per_s * LINK_USE * efficiency[RESOURCES[LINK]],
-            cores=self._cores * efficiency[RESOURCES[DEVICE]],
+            cores=self._processor.cores * efficiency[RESOURCES[DEVICE]],
+            core_share=self._processor.share,
             workers=max(last.workers * efficiency[RESOURCES[WORKERS]], 1e-3),
             main_share=max(last.main_share * efficiency[RESOURCES[MAIN]], 1e-3),
             round_trip_s=self._trip_s,

@@ -20,11 +20,13 @@ class TaskCost:
         items: how many items it ran on.
         busy_s: seconds it was busy with them; for the first task, without waiting for the sensor.
         survived: how many of them it let continue.
+        cpu_s: CPU seconds of the thread that ran it; 0 in the cloud, and where they are not measured.
     """
 
     items: int = 0
     busy_s: float = 0.0
     survived: int = 0
+    cpu_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class PayloadCost:
         encode_s: busy seconds for encoding and sending (with TLS) on the device.
         decoded: how many payloads the cloud says it decoded.
         decode_s: busy seconds for receiving (with TLS) and decoding those in the cloud.
+        encode_cpu_s: CPU seconds of `encode_s`; 0 where they are not measured.
     """
 
     items: int = 0
@@ -44,6 +47,7 @@ class PayloadCost:
     encode_s: float = 0.0
     decoded: int = 0
     decode_s: float = 0.0
+    encode_cpu_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Observation:
         latency_s: mean time from captured to finished, of `finished` items; None where there is none.
         late: finished items whose latency was above `--max-latency`.
         cpu_s: CPU seconds that the device's process got; None where that is not measured.
+        delayed_s: how long its threads could have run and waited for a core, all of them together; None where that is
+            not measured, and the CPU seconds of tasks and payloads neither.
     """
 
     now_s: float
@@ -108,6 +114,7 @@ class Observation:
     latency_s: float | None = None
     late: int = 0
     cpu_s: float | None = None
+    delayed_s: float | None = None
 
     @property
     def fps(self) -> float:

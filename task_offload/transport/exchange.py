@@ -69,8 +69,8 @@ class LinkEvents(Protocol):
     def cost(self, costs: Costs) -> None:
         """The cloud told what this device's items cost it."""
 
-    def sent(self, size_bytes: int, busy_s: float) -> None:
-        """So many bytes were handed to the system in so many busy seconds."""
+    def sent(self, size_bytes: int, cpu_s: float) -> None:
+        """So many bytes were handed to the system in so many CPU seconds."""
 
     def away(self, reason: str) -> None:
         """There is no connection any more, or still none."""
@@ -203,11 +203,11 @@ class Exchange:
             if not self._liveness.ping_due(now):
                 return
             stream.queue([PING])
-        started = time.perf_counter()
+        started = time.thread_time()
         size_bytes = stream.flush()
         if size_bytes:
             self._liveness.sent_at = now
-            self._events.sent(size_bytes, time.perf_counter() - started)
+            self._events.sent(size_bytes, time.thread_time() - started)
 
     def _queue_entries(self, window: Window, now: float) -> None:
         """Gives the stream what the window allows, and not much more than the socket may take at once."""

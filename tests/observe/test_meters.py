@@ -17,13 +17,14 @@ def test_tasks_on_the_device() -> None:
     meters = DeviceMeters(4)
     meters.captured = 3
     for survived in (True, True, False):
-        meters.ran(0, [1_000_000_000], True)
-        meters.ran(1, [2_000_000_000, 3_000_000_000], survived)
+        meters.ran(0, [1_000_000_000], [500_000_000], True)
+        meters.ran(1, [2_000_000_000, 3_000_000_000], [2_000_000_000, 1_000_000_000], survived)
     seen = observe(meters)
     assert seen.captured == 3
     assert [(task.items, task.busy_s, task.survived) for task in seen.device] == [
         (3, 3.0, 3), (3, 6.0, 3), (3, 9.0, 2), (0, 0.0, 0),
     ]  # fmt: skip
+    assert [task.cpu_s for task in seen.device] == [1.5, 6.0, 3.0, 0.0]
     again = observe(meters)
     assert again.captured == 0
     assert all(task.items == 0 for task in again.device)
@@ -31,9 +32,9 @@ def test_tasks_on_the_device() -> None:
 
 def test_payloads_by_split_and_codec_with_what_sending_them_took() -> None:
     meters = DeviceMeters(3)
-    meters.encoded(1, "none", 1000, 0.5)
-    meters.encoded(1, "none", 1000, 0.5)
-    meters.encoded(2, "zstd", 500, 0.25)
+    meters.encoded(1, "none", 1000, 0.5, 0.25)
+    meters.encoded(1, "none", 1000, 0.5, 0.25)
+    meters.encoded(2, "zstd", 500, 0.25, 0.25)
     meters.sent(2500, 0.5)
     tag = meters.tag("zstd")
     meters.cost(
@@ -43,6 +44,7 @@ def test_payloads_by_split_and_codec_with_what_sending_them_took() -> None:
     none, zstd = seen.payloads[1, "none"], seen.payloads[2, "zstd"]
     assert (none.items, none.size_bytes) == (2, 2000)
     assert none.encode_s == pytest.approx(1.0 + 2000 * 0.5 / 2500)
+    assert none.encode_cpu_s == pytest.approx(0.5 + 2000 * 0.5 / 2500)
     assert (zstd.decoded, zstd.decode_s) == (4, pytest.approx(0.0008))
     assert (seen.workers, seen.main_share, seen.queue_s) == (2.5, 0.75, pytest.approx(0.002))
     assert (seen.transfer_bytes, seen.transfer_s) == (1_000_000, 0.5)

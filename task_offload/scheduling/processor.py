@@ -1,0 +1,106 @@
+"""What a device's processor gives to its tasks. In: observations. Out: cores, and busy time without waits for a core.
+
+Under a CPU quota, or beside other processes, a task's time by the clock says little: it is short until the quota is
+used up, and then lasts as long as the quota is. Where the system tells how long threads waited for a core, a task costs
+its CPU time, and the cores are what the process gets when it wants more. Elsewhere both follow from how many threads
+are busy at a time.
+"""
+
+from __future__ import annotations
+
+import math
+
+from task_offload.scheduling.observation import Observation
+
+MEMORY_S = 30.0  # how long it counts how far threads that are busy by the clock get on
+CROWD_PACE = 0.2  # of the new in the mean of how many threads are busy
+CROWD_STEP = 0.25  # relative; a larger difference is believed at once
+BUSY = 0.6  # used more than this, the device may be the limit: what threads, TLS and acks cost counts nowhere
+DELAY_MEMORY_S = 2.0  # how long the delays of threads count
+DECLINE_S, RECOVERY_S = 10.0, 60.0  # in which what is seen of the cores while they are not busy is believed
+
+
+class Processor:
+    """Follows one device's processor.
+
+    Attributes:
+        cores: K, cores that the process may use; a fraction where they are shared.
+    """
+
+    def __init__(self) -> None:
+        self.cores = 1.0
+        self._crowd = 1.0  # busy threads for each core
+        self._cpu_s = self._busy_s = 0.0  # of late: what the process got, and what its threads were busy by the clock
+        self._span_s = self._ran_s = self._delayed_s = self._idle_s = 0.0  # the same of the last seconds
+        self._told: float | None = None  # cores when a step was told
+        self._delays_known = False
+
+    def add(self, observation: Observation) -> bool:
+        """Takes one interval in. Returns whether the cores have become quite others."""
+        interval_s = observation.interval_s
+        busy_s = sum(each.busy_s for each in observation.device)
+        busy_s += sum(each.encode_s for each in observation.payloads.values())
+        cores = float(observation.cores)
+        if observation.cpu_s is not None:
+            keep = math.exp(-interval_s / MEMORY_S)
+            self._cpu_s = keep * self._cpu_s + observation.cpu_s
+            self._busy_s = keep * self._busy_s + busy_s
+            # Under a CPU quota, or behind one lock, two threads that are busy by the clock get on no faster than one.
+            if self._cpu_s < self._busy_s:
+                cores = max(1.0, cores * self._cpu_s / self._busy_s)
+        if observation.cpu_s is not None and observation.delayed_s is not None:
+            self._add_delays(observation, observation.cpu_s, observation.delayed_s, busy_s, cores)
+        else:
+            self.cores = cores
+            # Threads that wait for each other's core are busy by the clock. More than all cores cannot be.
+            busy = busy_s / (interval_s * cores)
+            pace = CROWD_PACE if abs(busy - self._crowd) < CROWD_STEP * self._crowd else 1.0
+            self._crowd += pace * (busy - self._crowd)
+        if self._told is None:
+            self._told = self.cores
+        stepped = abs(self.cores - self._told) > CROWD_STEP * self._told
+        if stepped:
+            self._told = self.cores
+        return stepped
+
+    def _add_delays(
+        self, observation: Observation, ran_s: float, delayed_s: float, busy_s: float, cores: float
+    ) -> None:
+        cpu_s = sum(each.cpu_s for each in observation.device)
+        cpu_s += sum(each.encode_cpu_s for each in observation.payloads.values())
+        keep = math.exp(-observation.interval_s / DELAY_MEMORY_S)
+        self._span_s = keep * self._span_s + observation.interval_s
+        self._ran_s = keep * self._ran_s + ran_s
+        self._delayed_s = keep * self._delayed_s + delayed_s
+        self._idle_s = keep * self._idle_s + max(0.0, busy_s - cpu_s)
+        wanted_s = self._ran_s + self._delayed_s
+        if not wanted_s:
+            return
+        # Each thread that wants to run gets this share of a core, and as many may want to as there are cores.
+        seen = self._ran_s / wanted_s * max(wanted_s / self._span_s, cores)
+        if not self._delays_known or wanted_s > BUSY * self._span_s:
+            self.cores = seen
+        else:  # little was wanted, so this is a guess, and the cores known from when they were busy count more
+            pace_s = DECLINE_S if seen < self.cores else RECOVERY_S
+            self.cores += min(1.0, observation.interval_s / pace_s) * (seen - self.cores)
+        self._delays_known = True
+
+    def own_s(self, busy_s: float, cpu_s: float) -> float:
+        """Busy time without what was waited for a core, of something that took `cpu_s` of CPU in it."""
+        if not self._delays_known:
+            return busy_s / max(1.0, self._crowd)
+        waited_s = max(0.0, busy_s - cpu_s)
+        # Threads beside the tasks wait too. A task that waits for something else is busy all the same.
+        return busy_s - waited_s * min(1.0, 2.0 * self._delayed_s / self._idle_s if self._idle_s else 1.0)
+
+    @property
+    def saturated(self) -> bool:
+        """Whether it may be what held the last interval up."""
+        if not self._delays_known:
+            return self._crowd > BUSY
+        return self._ran_s > BUSY * self.cores * self._span_s
+
+    @property
+    def share(self) -> float:
+        """Of a core, what a single thread gets."""
+        return min(1.0, self.cores) if self._delays_known else 1.0
