@@ -29,6 +29,7 @@ STALE_S = 600.0  # age at which an estimate is worth nothing any more
 UNKNOWN = 0.7  # relative uncertainty of what was only inferred
 UNKNOWN_CODEC = 0.9  # of a payload that was seen with another codec; of one never seen there is no telling
 ROOM_ITEMS = 2  # beside one for each core, the items of a live source that wait: one in the sensor, one for a worker
+PACKET_BYTES = 1500  # a payload that fits into one packet; no codec makes it better
 CLOUD_SPEED = 4.0  # how much faster than a device the cloud is, until a task ran on both sides
 
 # Size, and seconds to encode and to decode a byte of the uncompressed payload, on the machine of the project's
@@ -393,7 +394,11 @@ class Estimates:
         if unknown:
             raw_bytes, slowness = self._raw_payloads()
             largest = max(raw_bytes.values(), default=0.0)
+            small = {split: route for route in found if raw_bytes.get(split := route[0], PACKET_BYTES) < PACKET_BYTES}
             for split, codec in unknown:
+                if split in small:  # there is little that a codec could save
+                    found[split, codec], spreads[split, codec] = found[small[split]], spreads[small[split]]
+                    continue
                 share, encode_s, decode_s = codec_prior(codec)
                 raw = raw_bytes.get(split, largest)
                 found[split, codec] = Payload(raw * share, raw * encode_s * slowness, raw * decode_s)
