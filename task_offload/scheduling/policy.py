@@ -36,6 +36,7 @@ SURE = 0.35  # relative uncertainty up to which a cost counts as known
 PROBES_AT_ONCE = 4
 PROBE_WAIT_S = 4.0  # a probe that has not come back by then is lost
 PROBE_PAUSE_S = 5.0  # between probes while the target is met
+PROBE_SHARE = 0.1  # of the time since the last switch, what probes may cost beside what they give
 MOVING = 0.1  # a link with more unrest than this recovers as often as it falls: wait a little
 MOST_UNREST = 0.3  # of a link that moves, at most so much of its mean is not counted on
 LOOK_AROUND_S = 2.0  # between looks at all other choices, while the one in force holds
@@ -398,6 +399,7 @@ class ModelPolicy:
             if max(uncertain.of(option), uncertain.link_of(option)) >= SURE:
                 unsure.add((option.split, option.codec))
         probes: list[Route] = []
+        cost_s = 0.0
         while unsure and len(probes) < PROBES_AT_ONCE:
             hope, hope_meets = self._best(hopeful, demand_fps, demand_fps)
             better = (
@@ -408,9 +410,13 @@ class ModelPolicy:
             chosen = {(o.split, o.codec) for o in (hope.first, hope.second)} & unsure
             if not better or not chosen:
                 break
-            for split, codec in sorted(chosen):
-                # Where most items are filtered before they are sent, it takes some for one payload.
-                probes += [Route(split, codec)] * min(3, math.ceil(0.7 / reach[split]))
+            since_s = now_s - self._switched_s
+            chosen_s = sum(max(0.0, o.busiest_s - 1.0 / best.capacity_fps) for o in found if (o.split, o.codec) in chosen)
+            if cost_s + chosen_s <= PROBE_SHARE * since_s:
+                cost_s += chosen_s
+                for split, codec in sorted(chosen):
+                    # Where most items are filtered before they are sent, it takes some for one payload.
+                    probes += [Route(split, codec)] * min(3, math.ceil(0.7 / reach[split]))
             hopeful = [option for option in hopeful if (option.split, option.codec) not in chosen]
             unsure -= chosen
         for route in probes:
