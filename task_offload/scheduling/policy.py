@@ -411,7 +411,9 @@ class ModelPolicy:
             if not better or not chosen:
                 break
             since_s = now_s - self._switched_s
-            chosen_s = sum(max(0.0, o.busiest_s - 1.0 / best.capacity_fps) for o in found if (o.split, o.codec) in chosen)
+            chosen_s = sum(
+                max(0.0, o.busiest_s - 1.0 / best.capacity_fps) for o in found if (o.split, o.codec) in chosen
+            )
             if cost_s + chosen_s <= PROBE_SHARE * since_s:
                 cost_s += chosen_s
                 for split, codec in sorted(chosen):
