@@ -31,6 +31,34 @@ class _Tasks:
         return costs
 
 
+class _Sending:
+    """CPU time of sending, as a straight line over the size: least squares over the last hundred or so sends."""
+
+    KEEP = 0.99
+
+    def __init__(self) -> None:
+        self._sends = self._bytes = self._cpu_s = self._bytes_squared = self._bytes_cpu_s = 0.0
+
+    def add(self, size_bytes: int, cpu_s: float) -> None:
+        keep = self.KEEP
+        self._sends = keep * self._sends + 1.0
+        self._bytes = keep * self._bytes + size_bytes
+        self._cpu_s = keep * self._cpu_s + cpu_s
+        self._bytes_squared = keep * self._bytes_squared + size_bytes * size_bytes
+        self._bytes_cpu_s = keep * self._bytes_cpu_s + size_bytes * cpu_s
+
+    def cpu_s(self, payloads: float, size_bytes: float) -> float:
+        """What it takes to send so many payloads of so many bytes together."""
+        if not self._bytes:
+            return 0.0
+        spread = self._sends * self._bytes_squared - self._bytes * self._bytes
+        if spread < 0.01 * self._bytes * self._bytes:  # all much the same size
+            return size_bytes * self._cpu_s / self._bytes
+        per_byte_s = (self._sends * self._bytes_cpu_s - self._bytes * self._cpu_s) / spread
+        per_byte_s = min(max(per_byte_s, 0.0), self._cpu_s / self._bytes)
+        return payloads * (self._cpu_s - per_byte_s * self._bytes) / self._sends + size_bytes * per_byte_s
+
+
 class DeviceMeters:
     """Counters and sums since the observation before. Threads may share it."""
 
@@ -42,6 +70,7 @@ class DeviceMeters:
         # Items, bytes, seconds of encoding, items decoded, seconds of decoding, CPU seconds of encoding.
         self._payloads: dict[tuple[int, str], list[float]] = {}
         self._tags: list[str] = []
+        self._sending = _Sending()
         self.latency = LatencyHistogram()
         self.splits: Counter[int] = Counter()  # of the whole run
         self.captured = 0  # of the whole run, as all below up to `_clear`
@@ -52,8 +81,8 @@ class DeviceMeters:
 
     def _clear(self) -> None:
         self._finished = self._dropped = self._acked = self._late = 0
-        self._acked_bytes = self._interval_sent_bytes = 0
-        self._rtt_s = self._latency_s = self._sent_cpu_s = self._held_s = 0.0
+        self._acked_bytes = 0
+        self._rtt_s = self._latency_s = self._held_s = 0.0
         self._latencies = self._queued = 0
         self._queue_s = self._transfer_s = 0.0
         self._transfer_bytes = 0
@@ -88,8 +117,7 @@ class DeviceMeters:
         """Bytes were handed to the system, in so much CPU time."""
         with self._lock:
             self.sent_bytes += size_bytes
-            self._interval_sent_bytes += size_bytes
-            self._sent_cpu_s += cpu_s
+            self._sending.add(size_bytes, cpu_s)
 
     def held(self, seconds: float) -> None:
         """The first task waited because what follows it had no room."""
@@ -157,18 +185,12 @@ class DeviceMeters:
     ) -> Observation:
         """What happened since the observation before. See `Observation` for the arguments."""
         with self._lock:
-            send_s_per_byte = self._sent_cpu_s / self._interval_sent_bytes if self._interval_sent_bytes else 0.0
-            payloads = {
-                key: PayloadCost(
-                    int(items),
-                    int(size),
-                    encode_s + size * send_s_per_byte,
-                    int(decoded),
-                    decode_s,
-                    encode_cpu_s + size * send_s_per_byte,
+            payloads = {}
+            for key, (items, size_bytes, encode_s, decoded, decode_s, encode_cpu_s) in self._payloads.items():
+                send_s = self._sending.cpu_s(items, size_bytes)
+                payloads[key] = PayloadCost(
+                    int(items), int(size_bytes), encode_s + send_s, int(decoded), decode_s, encode_cpu_s + send_s
                 )
-                for key, (items, size, encode_s, decoded, decode_s, encode_cpu_s) in self._payloads.items()
-            }
             observation = Observation(
                 now_s=now_s,
                 interval_s=interval_s,

@@ -74,16 +74,17 @@ class Processor:
         self._delayed_s = keep * self._delayed_s + delayed_s
         self._idle_s = keep * self._idle_s + max(0.0, busy_s - cpu_s)
         wanted_s = self._ran_s + self._delayed_s
+        first, self._delays_known = not self._delays_known, True
         if not wanted_s:
+            self.cores = cores if first else self.cores
             return
         # Each thread that wants to run gets this share of a core, and as many may want to as there are cores.
         seen = self._ran_s / wanted_s * max(wanted_s / self._span_s, cores)
-        if not self._delays_known or wanted_s > BUSY * self._span_s:
+        if first or wanted_s > BUSY * self._span_s:
             self.cores = seen
         else:  # little was wanted, so this is a guess, and the cores known from when they were busy count more
             pace_s = DECLINE_S if seen < self.cores else RECOVERY_S
             self.cores += min(1.0, observation.interval_s / pace_s) * (seen - self.cores)
-        self._delays_known = True
 
     def own_s(self, busy_s: float, cpu_s: float) -> float:
         """Busy time without what was waited for a core, of something that took `cpu_s` of CPU in it."""

@@ -52,6 +52,19 @@ def test_payloads_by_split_and_codec_with_what_sending_them_took() -> None:
     assert observe(meters).payloads == {}
 
 
+def test_what_sending_takes_is_a_line_over_the_size() -> None:
+    meters = DeviceMeters(3)
+    for _ in range(50):
+        meters.sent(1_000, 0.000_201)
+        meters.sent(400_000, 0.000_600)
+    meters.encoded(1, "none", 400_000, 0.5, 0.5)
+    meters.encoded(2, "none", 2_000, 0.0, 0.0)  # two of a thousand bytes
+    meters.encoded(2, "none", 0, 0.0, 0.0)
+    payloads = observe(meters).payloads
+    assert payloads[1, "none"].encode_cpu_s == pytest.approx(0.5 + 0.000_600)
+    assert payloads[2, "none"].encode_cpu_s == pytest.approx(2 * 0.000_201)
+
+
 def test_costs_that_make_no_sense_are_passed_over() -> None:
     """A tag or a task that was never heard of: a cloud of another mind, or a mean one."""
     meters = DeviceMeters(2)
