@@ -22,6 +22,7 @@ LINK_USE = 0.93  # of a link that is never idle, stages that wait for each other
 LINK_PEAK_MEMORY_S = 300.0
 LINK_STALE_PER_S, LINK_UNREST_STALE_PER_S = 0.006, 0.2  # what certainty of the link is lost with each second
 FIRST_SPREAD = 0.3  # relative standard deviation of one item's cost, until it is known
+FREE = 0.1  # of the time: while payloads wait less for the window, the link is not the limit
 FULL = 0.85  # of the time: for so long payloads wait for the window where the link or the cloud is the limit
 STEP_SIGMAS = 4.0  # this far from the mean twice in a row, or twice as far once, is a step and not noise
 STEP_SHARE = 0.1  # smaller steps are left to the moving mean
@@ -286,7 +287,12 @@ class Estimates:
 
     def _add_link(self, observation: Observation) -> None:
         if observation.transfer_bytes > 0 and observation.transfer_s > 0:
-            self.link.add(observation.transfer_bytes, observation.transfer_s, observation.interval_s, self.now_s)
+            # A device without a core in the middle of a payload makes its link look slow; but the window fills only if
+            # the link is.
+            waits = observation.window_full_s > FREE * observation.interval_s
+            rate = observation.transfer_bytes / observation.transfer_s
+            if waits or not self._processor.starved or rate >= self.link.rate:
+                self.link.add(observation.transfer_bytes, observation.transfer_s, observation.interval_s, self.now_s)
         elif observation.acked_bytes > 0 and observation.link_busy_s > 0:
             # Payloads too small to measure the link one by one tell how slow it is if they waited for it all the time
             # (over a long way something is always on it, but the window does not fill), or else that it is no slower.

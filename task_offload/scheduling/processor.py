@@ -92,7 +92,7 @@ class Processor:
             return busy_s / max(1.0, self._crowd)
         waited_s = max(0.0, busy_s - cpu_s)
         # Threads beside the tasks wait too. A task that waits for something else is busy all the same.
-        return busy_s - waited_s * min(1.0, 2.0 * self._delayed_s / self._idle_s if self._idle_s else 1.0)
+        return busy_s - waited_s * min(1.0, 2.0 * self._delayed_s / self._idle_s if self._idle_s else 0.0)
 
     @property
     def saturated(self) -> bool:
@@ -100,6 +100,11 @@ class Processor:
         if not self._delays_known:
             return self._crowd > BUSY
         return self._ran_s > BUSY * self.cores * self._span_s
+
+    @property
+    def starved(self) -> bool:
+        """Whether its threads wait for a core longer than they have one."""
+        return self._delayed_s > self._ran_s
 
     @property
     def share(self) -> float:
