@@ -3,7 +3,7 @@
 The formulas are those of the project's design. Per captured item, t is device time, c cloud time, q the share that
 survives, s a payload's size, e its encoding and sending, d its receiving and decoding:
 
-    device work  D(N) = sum of q[i-1] t[i] for i <= N, plus q[N] e[N]
+    device work  D(N) = sum of q[i-1] t[i] for i <= N, plus q[N] e[N], plus what each item takes beside these
     cloud cost   C(N) = q[N] d[N] plus the sum of q[i-1] c[i] for i > N
 
 Every resource is used for some seconds by each item, and one second of it passes each second, so the throughput is
@@ -43,6 +43,7 @@ class Costs:
         payloads: by (split, codec).
         link_bytes_per_s: the link's goodput.
         cores: K, cores that the device may use; a fraction where they are shared.
+        rest_s: what the device takes for an item beside its tasks and payload.
         core_share: of a core, what a single thread of the device gets.
         workers: W, the cloud's workers that this device may count on.
         main_share: M, the share of the cloud's main thread that it may count on.
@@ -59,6 +60,7 @@ class Costs:
     payloads: Mapping[tuple[int, str], Payload]
     link_bytes_per_s: float = math.inf
     cores: float = 1.0
+    rest_s: float = 0.0
     core_share: float = 1.0
     workers: float = 1.0
     main_share: float = 1.0
@@ -123,7 +125,7 @@ def options(costs: Costs) -> list[Option]:
         )
         alone_s /= costs.core_share
         trip_s = costs.round_trip_s + transfer_s + (work_s + main_s) / max(q, 1e-6)
-        device_s = (device_work[split] + q * payload.encode_s) / costs.cores
+        device_s = (device_work[split] + q * payload.encode_s + costs.rest_s) / costs.cores
         use_s = (
             device_s,
             alone_s,

@@ -365,6 +365,7 @@ class Estimates:
             link_bytes_per_s=self.link.bytes_per_s * LINK_USE * efficiency[RESOURCES[LINK]],
             cores=self._processor.cores * efficiency[RESOURCES[DEVICE]],
             core_share=self._processor.share,
+            rest_s=self._processor.rest_s,
             workers=max(last.workers * efficiency[RESOURCES[WORKERS]], 1e-3),
             main_share=max(last.main_share * efficiency[RESOURCES[MAIN]], 1e-3),
             round_trip_s=self._trip_s,

@@ -32,6 +32,7 @@ class Processor:
         self._crowd = 1.0  # busy threads for each core
         self._cpu_s = self._busy_s = 0.0  # of late: what the process got, and what its threads were busy by the clock
         self._span_s = self._ran_s = self._delayed_s = self._idle_s = 0.0  # the same of the last seconds
+        self._rest_s = self._items = 0.0
         self._told: float | None = None  # cores when a step was told
         self._delays_known = False
 
@@ -72,6 +73,9 @@ class Processor:
         self._span_s = keep * self._span_s + observation.interval_s
         self._ran_s = keep * self._ran_s + ran_s
         self._delayed_s = keep * self._delayed_s + delayed_s
+        keep_rest = math.exp(-observation.interval_s / MEMORY_S)
+        self._rest_s = keep_rest * self._rest_s + ran_s - cpu_s
+        self._items = keep_rest * self._items + observation.captured
         self._idle_s = keep * self._idle_s + max(0.0, busy_s - cpu_s)
         wanted_s = self._ran_s + self._delayed_s
         first, self._delays_known = not self._delays_known, True
@@ -93,6 +97,11 @@ class Processor:
         waited_s = max(0.0, busy_s - cpu_s)
         # Threads beside the tasks wait too. A task that waits for something else is busy all the same.
         return busy_s - waited_s * min(1.0, 2.0 * self._delayed_s / self._idle_s if self._idle_s else 0.0)
+
+    @property
+    def rest_s(self) -> float:
+        """CPU seconds for an item that no task and no payload takes: threads, acks, the session's books."""
+        return max(0.0, self._rest_s) / max(1.0, self._items)
 
     @property
     def saturated(self) -> bool:

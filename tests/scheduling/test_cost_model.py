@@ -42,6 +42,15 @@ def test_device_work_and_cloud_cost_are_the_design_formulas() -> None:
     assert option.size_bytes == pytest.approx(25_000)
 
 
+def test_a_part_of_a_core_makes_the_device_slower_and_its_stages_too() -> None:
+    whole = by_split(options(costs(rest_s=0.004)))[2]
+    part = by_split(options(costs(rest_s=0.004, cores=0.1, core_share=0.1)))[2]
+    assert whole.use_s[cost_model.DEVICE] == pytest.approx(0.010 + 0.020 + 0.5 * 0.001 + 0.004)
+    for resource in (cost_model.DEVICE, cost_model.STAGE):
+        assert part.use_s[resource] == pytest.approx(10 * whole.use_s[resource])
+    assert part.latency_s - whole.latency_s == pytest.approx(9 * (0.010 + 0.020 + 0.001))
+
+
 def test_each_limit_binds_and_is_named() -> None:
     cases = {
         "device": costs(),

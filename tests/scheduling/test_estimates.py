@@ -167,3 +167,26 @@ def test_decoding_not_told_yet_is_inferred_from_other_payloads_and_not_from_task
         observation(0.5), observation(1.0, payloads=on_its_way, device=tasks, cloud=(TaskCost(10, 0.001, 10),) * 3)
     )
     assert found.costs([(1, "none")]).payloads[1, "none"].decode_s == pytest.approx(0.0015)
+
+
+def test_under_a_quota_tasks_cost_their_cpu_time_and_a_stalled_device_leaves_its_link_fast() -> None:
+    def starved(now_s: float, transfer_s: float, window_full_s: float = 0.0) -> Observation:
+        return observation(
+            now_s,
+            device=(TaskCost(10, 0.4, 10, 0.01), TaskCost(10, 0.5, 10, 0.03), TaskCost()),
+            cores=2,
+            cpu_s=0.05,
+            delayed_s=1.0,
+            transfer_bytes=1_000_000,
+            transfer_s=transfer_s,
+            window_full_s=window_full_s,
+        )
+
+    fast = [starved(i * 0.5, 0.1) for i in range(4)]
+    slow = [starved(2.0 + i * 0.5, 1.0) for i in range(4)]
+    found = estimates(*fast, *slow)
+    assert found.costs([(2, "none")]).device_s[:2] == pytest.approx([0.001, 0.003])
+    assert found.costs([(2, "none")]).cores == pytest.approx(0.1)
+    assert found.link.rate == pytest.approx(10_000_000)
+    full = [starved(2.0 + i * 0.5, 1.0, window_full_s=0.4) for i in range(4)]
+    assert estimates(*fast, *full).link.rate == pytest.approx(1_000_000)

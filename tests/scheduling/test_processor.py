@@ -44,6 +44,11 @@ def test_a_quota_is_known_from_the_first_interval() -> None:
     assert processor.own_s(0.9, 0.03) == pytest.approx(0.03)
 
 
+def test_what_no_task_takes_is_a_cost_of_each_item() -> None:
+    assert follow([QUOTA] * 5).rest_s == pytest.approx(0.001)
+    assert follow([seen(1.0, 0.03, 0.05, 1.1, encode_cpu_s=0.02)] * 5).rest_s == pytest.approx(0.0)
+
+
 def test_a_device_that_is_not_busy_does_not_forget_its_quota() -> None:
     """What little it does then, it does at full speed: more of it would not."""
     processor = follow([QUOTA] * 10 + [IDLE] * 20)
