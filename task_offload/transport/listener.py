@@ -163,7 +163,7 @@ class Listener:
         self._connections: set[Connection] = set()
         self._greeting = 0
         self._greeting_from: defaultdict[str, dict[Connection, None]] = defaultdict(dict)  # the oldest first
-        self._unread: list[Connection] = []  # bytes wait inside TLS, or the budget was spent
+        self._unread: set[Connection] = set()  # bytes wait inside TLS, or the budget was spent
         self._unsent: set[Connection] = set()
         self._lines = LineBudget(limits.log_lines_per_minute, clock)
         self.rejected: Counter[str] = Counter()
@@ -221,6 +221,7 @@ class Listener:
         """Stops or resumes reading from a device."""
         if connection.paused != paused and not connection.closed:
             connection.paused = paused
+            connection.body_began_ns = None  # while it is paused, the link carries nothing
             if connection.liveness is not None:  # it could not be heard
                 connection.liveness.heard_at = self._clock()
             self._watch(connection)
@@ -238,7 +239,7 @@ class Listener:
             while not self._stop:
                 timeout_s = 0.0 if self._unread else max(0.0, next_tick - self._clock())
                 events = self._selector.select(timeout_s)
-                unread, self._unread = self._unread, []
+                unread, self._unread = self._unread, set()
                 for connection in unread:
                     self._readable(connection)
                 strangers = 0
@@ -247,6 +248,8 @@ class Listener:
                         self._accept()
                     elif key.fileobj is self._waker:
                         self._waker.drain()
+                    elif key.data in unread:  # what was there is read, and more is not looked for now
+                        self._ready(key.data, mask & ~selectors.EVENT_READ)
                     elif key.data.liveness is not None or (strangers := strangers + 1) <= STRANGERS_A_TURN:
                         self._ready(key.data, mask)  # whoever is left out is ready at the next turn too
                 self._handler.flush()
@@ -366,17 +369,18 @@ class Listener:
             self.refuse(connection, Refusal.PROTOCOL, "the server failed on this; its log says why")
 
     def _receive(self, connection: Connection) -> None:
+        reader, stream = connection.reader, connection.stream
         budget_bytes = READ_BUDGET_BYTES
         largest = 0
         if connection.held:
             held, connection.held = connection.held, []
             self._hand_on(connection, held)
-        while not connection.closed and not connection.paused:
+        while budget_bytes > 0 and not connection.closed and not connection.paused:
             started_ns = perf_counter_ns()
-            buffer = connection.reader.buffer()
+            buffer = reader.buffer()
             if len(buffer) > budget_bytes:
                 buffer = buffer[:budget_bytes]
-            count = connection.stream.receive_into(buffer)
+            count = stream.receive_into(buffer)
             if count is None:
                 break
             if count == 0:
@@ -385,31 +389,33 @@ class Listener:
                     self._say(connection, "left before it introduced itself; does its token name another certificate?")
                 self._close(connection, "the device closed the connection")
                 return
-            frames = connection.reader.received(count)
+            frames = reader.received(count)
             budget_bytes -= count + MESSAGE_BUDGET_BYTES * len(frames)
             now_ns = perf_counter_ns()
             connection.receive_ns += now_ns - started_ns
-            if frames and connection.body_began_ns is not None:
-                connection.transfer_ns += now_ns - connection.body_began_ns
-                connection.transfer_bytes += connection.body_rest_bytes
-                connection.body_began_ns = None
-            self._hand_on(connection, frames)
+            if frames:
+                if connection.body_began_ns is not None:
+                    connection.transfer_ns += now_ns - connection.body_began_ns
+                    connection.transfer_bytes += connection.body_rest_bytes
+                    connection.body_began_ns = None
+                self._hand_on(connection, frames)
             largest = max(largest, count)
-            if count < len(buffer) and count < READ_ON_BYTES and not connection.stream.pending():
-                break
-            if budget_bytes <= 0:
-                self._unread.append(connection)
+            if count < len(buffer) and count < READ_ON_BYTES and not stream.pending():
                 break
         if connection.closed:
             return
-        if connection.body_began_ns is None and connection.reader.body_left_bytes and budget_bytes > 0:
-            # From here on, and not from the first piece: what had come when that was read did not take this time.
-            connection.body_began_ns, connection.body_rest_bytes = started_ns, connection.reader.body_left_bytes
-        # Of a body that comes fast, the most is waited for at once: to be woken costs both sides more than to read.
-        left_bytes = connection.reader.body_left_bytes if largest >= READ_ON_BYTES else 0
-        connection.stream.expect(max(1, min(left_bytes - TLS_RECORD_BYTES, MOST_EXPECTED_BYTES)))
         if connection.liveness is not None:
             connection.liveness.heard_at = self._clock()
+        if budget_bytes <= 0 and not connection.paused:
+            self._unread.add(connection)
+            return
+        left_bytes = reader.body_left_bytes
+        if left_bytes and connection.body_began_ns is None and not connection.paused:
+            # From here on, and not from the first piece: what had come when that was read did not take this time.
+            connection.body_began_ns, connection.body_rest_bytes = started_ns, left_bytes
+        # Of a body that comes fast, the most is waited for at once: to be woken costs both sides more than to read.
+        awaited_bytes = left_bytes - TLS_RECORD_BYTES if largest >= READ_ON_BYTES else 0
+        stream.expect(max(1, min(awaited_bytes, MOST_EXPECTED_BYTES)))
 
     def _hand_on(self, connection: Connection, frames: list[Frame]) -> None:
         """Tells the handler, until it pauses the connection: what came with that waits with it."""
@@ -477,7 +483,7 @@ class Listener:
         else:
             self._selector.modify(connection.stream, events, connection)
         if not connection.paused and (connection.held or connection.stream.pending()):
-            self._unread.append(connection)
+            self._unread.add(connection)
 
     def _close(self, connection: Connection, reason: str) -> None:
         if connection.closed:

@@ -1,7 +1,7 @@
 """Cuts a byte stream into frames. In: memory to receive into, and how much of it was filled. Out: frames.
 
 A body is received straight into memory of its own, which its arrays refer to later; only what came together with
-the head is copied.
+the head is copied. Behind a body its memory has room for the beginning of what follows: one read for both.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from task_offload.errors import ProtocolError
 from task_offload.wire.messages import FRAME, Kind
 
 READ_AHEAD_BYTES = 64 * 1024  # many small messages to one system call
-READ_AHEAD_OF_BODY_BYTES = 4 * 1024  # between large bodies: what is read ahead must be copied
+READ_AHEAD_OF_BODY_BYTES = 4 * 1024  # before and behind large bodies: what is read ahead must be copied
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class FrameReader:
         self._view = memoryview(self._staged)
         self._begin = 0  # of what is staged and not yet cut
         self._end = 0
-        self._body: memoryview | None = None
+        self._body: memoryview | None = None  # and room behind it
+        self._body_bytes = 0
         self._body_filled = 0
         self._kind = Kind.PING
         self._head = b""
@@ -73,7 +74,7 @@ class FrameReader:
     @property
     def body_left_bytes(self) -> int:
         """What is still to come of a body of which a part has come; 0 between bodies."""
-        return 0 if self._body is None else len(self._body) - self._body_filled
+        return 0 if self._body is None else self._body_bytes - self._body_filled
 
     def buffer(self) -> memoryview:
         """Where the next bytes belong. Never empty."""
@@ -88,13 +89,17 @@ class FrameReader:
             ProtocolError: the header is none of this protocol's, or declares more than the limits allow.
         """
         frames: list[Frame] = []
-        if self._body is not None:
+        if self._body is None:
+            self._end += count
+        else:
             self._body_filled += count
-            if self._body_filled == len(self._body):
-                frames.append(Frame(self._kind, self._head, self._body))
-                self._body = None
-            return frames
-        self._end += count
+            ahead = self._body_filled - self._body_bytes
+            if ahead < 0:
+                return frames
+            self._staged[:ahead] = self._body[self._body_bytes : self._body_filled]
+            self._end = ahead
+            frames.append(Frame(self._kind, self._head, self._body[: self._body_bytes]))
+            self._body = None
         while self._body is None and self._cut(frames):
             pass
         self._make_room()
@@ -123,15 +128,17 @@ class FrameReader:
             frames.append(Frame(kind, head, None))
             self._read_ahead_bytes = READ_AHEAD_BYTES
             return True
-        body = self._memory.take(body_bytes)
         here = min(self._end - end, body_bytes)
+        rest = here < body_bytes
+        body = self._memory.take(body_bytes + READ_AHEAD_OF_BODY_BYTES if rest else body_bytes)
         body[:here] = self._view[end : end + here]
         self._begin += here
         self._read_ahead_bytes = READ_AHEAD_OF_BODY_BYTES
-        if here == body_bytes:
+        if rest:
+            self._kind, self._head, self._body = kind, head, body
+            self._body_bytes, self._body_filled = body_bytes, here
+        else:
             frames.append(Frame(kind, head, body))
-            return True
-        self._kind, self._head, self._body, self._body_filled = kind, head, body, here
         return True
 
     def _make_room(self) -> None:

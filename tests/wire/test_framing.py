@@ -98,11 +98,22 @@ def test_a_large_body_is_received_where_it_stays():
     feed(reader, MESSAGES["item"])
     assert feed(reader, message[:READ_AHEAD_OF_BODY_BYTES]) == []
     rest = reader.buffer()
-    assert len(rest) == len(message) - READ_AHEAD_OF_BODY_BYTES
-    rest[:] = message[READ_AHEAD_OF_BODY_BYTES:]
-    (frame,) = reader.received(len(rest))
+    rest_bytes = len(message) - READ_AHEAD_OF_BODY_BYTES
+    assert len(rest) == rest_bytes + READ_AHEAD_OF_BODY_BYTES
+    rest[:rest_bytes] = message[READ_AHEAD_OF_BODY_BYTES:]
+    (frame,) = reader.received(rest_bytes)
     rest[0] = 99
-    assert frame.body[-len(rest)] == 99
+    assert frame.body[-rest_bytes] == 99
+
+
+def test_what_follows_a_body_may_come_with_its_rest():
+    reader, message = FrameReader(MemoryPool(1 << 20), FrameLimits()), item(10, 400_000)
+    assert feed(reader, message[:1000]) == []
+    rest = message[1000:] + MESSAGES["ping"] + message[:100]
+    assert len(reader.buffer()) > len(rest)
+    reader.buffer()[: len(rest)] = rest
+    assert flat(reader.received(len(rest))) == cut(message + MESSAGES["ping"])
+    assert flat(feed(reader, message[100:])) == cut(message)
 
 
 def test_after_messages_without_a_body_much_is_read_ahead():
