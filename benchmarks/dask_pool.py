@@ -111,7 +111,7 @@ class Engine:
             head, body = payloads[number % len(payloads)]
             item = Item("bench", "", number, 0.0, split)
             lane = self._lanes[number % len(self._lanes)]
-            self._engine.submit([Unit(lane, item, memoryview(head), memoryview(body), 0, None, len(body))])
+            self._engine.submit([Unit(lane, item, head, memoryview(body), 0, None, len(body))])
         for _ in range(self._all):
             self._room.acquire()
         took_s = time.monotonic() - began_s

@@ -89,7 +89,7 @@ class SpooledOutbox(Outbox):
         self._write_overflow()
         if self._overflow.waiting_entries or not self._write(entry):
             if self._drop_when_full and entry.payload is not None:
-                entry.payload, entry.ending, entry.detail = None, Ending.DROPPED, "spool_full"
+                entry.drop("spool_full")
             self._overflow.add(entry)
 
     def next(self) -> Entry | None:

@@ -54,7 +54,7 @@ def done(
     session: CloudSession, sequence: int, kind: Kind = Kind.CONTINUED, value: Any = None, busy: bool = True
 ) -> Done:
     item = Item(session.device, session.session, sequence, NOW - 1.0, SPLIT)
-    unit = Unit(session.lane, item, memoryview(b""), None, 0, session, size_bytes=100, received_ns=3000)
+    unit = Unit(session.lane, item, b"", None, 0, session, size_bytes=100, received_ns=3000)
     value = ({"number": sequence},) if value is None and kind is Kind.CONTINUED else value
     return Done(unit, Outcome(kind, SPLIT, value, [1000] if busy else []), 500, 200, 4000)
 

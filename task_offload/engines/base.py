@@ -66,7 +66,7 @@ class Unit:
 
     lane: Lane
     item: Item
-    head: memoryview
+    head: bytes
     body: memoryview | None
     tag: int
     owner: Any
@@ -176,7 +176,7 @@ def work(unit: Unit, decoder: Decoder, runner: Runner, last: int, states: States
     except Exception as error:  # of decoding: what may not travel, or what a class of the app raises
         decoded_ns = perf_counter_ns()
         outcome = Outcome(Kind.FAILED, split, error, [])
-    unit.head, unit.body = _EMPTY, None  # so that the memory is free as soon as no array refers to it
+    unit.head, unit.body = b"", None  # so that the memory is free as soon as no array refers to it
     return Done(unit, outcome, decoded_ns - began_ns, began_ns - unit.arrived_ns, perf_counter_ns() - began_ns)
 
 

@@ -34,7 +34,7 @@ class Call:
     def of(unit: Unit) -> Call:
         item = unit.item
         return Call(
-            unit.lane.number, item.device, item.session, item.sequence, item.captured_at, item.split, bytes(unit.head)
+            unit.lane.number, item.device, item.session, item.sequence, item.captured_at, item.split, unit.head
         )
 
 
@@ -93,7 +93,7 @@ class RemoteRunner:
         """Runs a unit. The reply's payload may lie in `body`, in part."""
         cpu_ns = thread_time_ns()
         item = Item(call.device, call.session, call.sequence, call.captured_at, call.split)
-        unit = Unit(Lane(), item, memoryview(call.head), body, 0, None)
+        unit = Unit(Lane(), item, call.head, body, 0, None)
         states = self._states.setdefault(call.lane, States()) if self._stateful else States()
         done = work(unit, self._decoder, self._runner, self._last, states)
         outcome = done.outcome
@@ -134,7 +134,7 @@ class NearSide:
         """The outcome of a unit that ran elsewhere, and was sent there at `sent_ns` on `perf_counter_ns`."""
         cpu_ns = thread_time_ns()
         outcome = outcome_of(reply, unit.item, self.decoder, body)
-        unit.head, unit.body = memoryview(b""), None  # so that the memory is free as soon as no array refers to it
+        unit.head, unit.body = b"", None  # so that the memory is free as soon as no array refers to it
         cpu_ns = reply.cpu_ns + thread_time_ns() - cpu_ns
         return Done(unit, outcome, reply.decode_ns, sent_ns - unit.arrived_ns, cpu_ns)
 

@@ -102,11 +102,12 @@ class Exchange:
     Arguments:
         stream: connected, its TLS handshake done.
         session, hello: what is carried, and how it introduces itself.
-        condition: guards the session; notified when something was sent or acknowledged.
+        lock: guards the session.
+        condition: on that lock; notified when something was sent or acknowledged.
         events: who hears of it.
         busy: told when something is on its way.
         full: told when an entry waits for the window.
-        on_welcome: called with the condition held, before anybody hears of the welcome.
+        on_welcome: called with the lock held, before anybody hears of the welcome.
         window_items: a limit on unacknowledged items beside the cloud's, for measurements.
 
     Attributes:
@@ -118,6 +119,7 @@ class Exchange:
         stream: Stream,
         session: DeviceSession,
         hello: Hello,
+        lock: threading.RLock,
         condition: threading.Condition,
         events: LinkEvents,
         busy: BusyTime,
@@ -129,7 +131,9 @@ class Exchange:
     ) -> None:
         self._stream = stream
         self._session = session
+        self._lock = lock
         self._condition = condition
+        self._acked = False  # and nobody was told
         self._events = events
         self._busy = busy
         self._full = full
@@ -216,7 +220,7 @@ class Exchange:
         sent_to = 0
         unix_now = 0.0
         full = False
-        with self._condition:
+        with self._lock:
             while stream.outgoing_bytes < QUEUE_BYTES and (entry := outbox.next()) is not None:
                 if not window.allows(outbox.sent_entries, outbox.sent_bytes, entry.size_bytes):
                     full = True
@@ -230,6 +234,8 @@ class Exchange:
                 session.sent_to = max(session.sent_to, sent_to)
                 self._side.sent(session.sent_to)
                 self._busy.note(True, now)
+            if sent_to or self._acked:
+                self._acked = False
                 self._condition.notify_all()
             finished = session.leaving and not self._left and outbox.held_from is None
         if session.load is not None and not self._left:
@@ -275,13 +281,13 @@ class Exchange:
     def _welcomed(self, welcome: Welcome) -> None:
         session, totals = self._session, welcome.totals
         self._liveness = Liveness(welcome.heartbeat_s, welcome.silence_s, self._clock())
-        with self._condition:
+        with self._lock:
             acked = session.outbox.acknowledge(totals.next_sequence)
             session.outbox.resume(totals.next_sequence)
             session.acked = max(session.acked, totals.next_sequence)
             session.next_sequence = max(session.next_sequence, totals.next_sequence)
             self._on_welcome()
-            self._condition.notify_all()
+            self._acked = True
         most_items = min(welcome.unacked_items, self._window_items or welcome.unacked_items)
         self._window = Window(most_items, welcome.unacked_bytes)
         self._events.welcomed(session, welcome)
@@ -291,12 +297,12 @@ class Exchange:
         now = self._clock()
         session, window = self._session, self._window
         assert window is not None
-        with self._condition:
+        with self._lock:
             acked = session.outbox.acknowledge(totals.next_sequence)
             session.acked = max(session.acked, totals.next_sequence)
             sent = [entry for entry, _ in acked if entry.sent_at]
             if sent:
                 window.acknowledged(sent, now)
             self._busy.note(session.outbox.sent_entries > 0, now)
-            self._condition.notify_all()
+            self._acked = True
         self._events.learned(session, acked, totals)

@@ -83,7 +83,8 @@ class Link:
         self._clock = clock
         self._unix_clock = unix_clock
         self._rng = rng or random.Random()
-        self.condition = threading.Condition()
+        self._lock = threading.RLock()
+        self.condition = threading.Condition(self._lock)  # its own `with` costs two Python calls; the lock's does not
         self.error: OffloadError | None = None
         self.ended = False
         self.connections = 0
@@ -116,7 +117,7 @@ class Link:
 
     def put(self, entry: Entry) -> None:
         """Puts the entry that follows in sequence into the live session's outbox. A call of `carry` must follow."""
-        with self.condition:
+        with self._lock:
             session = self._sessions[-1]
             session.outbox.add(entry)
             session.next_sequence = entry.sequence + entry.count
@@ -129,7 +130,7 @@ class Link:
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Waits until `ready()`, which is called with the condition held, or until the link has ended."""
         while True:
-            with self.condition:
+            with self._lock:
                 if self.ended or ready():
                     return
             if self._waiting.acquire(blocking=False):
@@ -183,16 +184,19 @@ class Link:
         With `wait` the other one is waited for; it is here for a moment only.
         """
         carried = False
-        while self._carrying.acquire(blocking=wait):
+        while self._carrying.acquire(wait):
             try:
                 self._more = False
                 exchange = self._exchange
                 if exchange is None:
                     return False
-                self._take(exchange, step)
+                step(exchange)
                 self._carried += 1
-                if self._failure is not None or (exchange.blocked and not self._watched & selectors.EVENT_WRITE):
+                if exchange.blocked and not self._watched & selectors.EVENT_WRITE:
                     self._waker.wake()
+            except Exception as error:  # what ends the exchange is for the link's thread
+                self._failure, self._exchange = error, None
+                self._waker.wake()
             finally:
                 self._carrying.release()
             carried = True
@@ -200,13 +204,6 @@ class Link:
                 break
             step = Exchange.push
         return carried
-
-    def _take(self, exchange: Exchange, step: Callable[[Exchange], None]) -> None:
-        """One step of the exchange; what ends it is for the link's thread."""
-        try:
-            step(exchange)
-        except Exception as error:
-            self._failure, self._exchange = error, None
 
     # -- the link's thread ------------------------------------------------------------------------------------------
 
@@ -360,6 +357,7 @@ class Link:
             stream,
             session,
             Hello(name, session.session, secret, self._chain, session.acked),
+            self._lock,
             self.condition,
             self._events,
             self._busy,
@@ -392,8 +390,11 @@ class Link:
                 self._watched = _events(True)  # so that nobody wakes it from its rest
             else:
                 with self._carrying:
-                    if self._failure is None:
-                        self._take(exchange, Exchange.step)
+                    try:
+                        if self._failure is None:
+                            exchange.step()
+                    except Exception as error:
+                        self._failure, self._exchange = error, None
                     self._watched = _events(exchange.blocked)
             if self._failure is not None:
                 raise self._failure

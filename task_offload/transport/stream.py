@@ -9,7 +9,7 @@ import select
 import socket
 import ssl
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import islice
 
 from task_offload.errors import LinkError
@@ -38,11 +38,10 @@ class Stream:
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def queue(self, buffers: Iterable[bytes | memoryview]) -> None:
+    def queue(self, buffers: Sequence[bytes | memoryview]) -> None:
         """Adds buffers, flat bytes, to what `flush` sends. They must not change until they are sent."""
-        for buffer in buffers:
-            self._outgoing.append(buffer)
-            self.outgoing_bytes += len(buffer)
+        self._outgoing += buffers
+        self.outgoing_bytes += sum(map(len, buffers))
 
     def flush(self) -> int:
         """Sends as much of what is queued as the socket takes now. Returns how many bytes that was.
@@ -68,6 +67,10 @@ class Stream:
         while outgoing:
             offered = outgoing if len(outgoing) <= IOV_MAX else list(islice(outgoing, IOV_MAX))
             count = self._socket.sendmsg(offered)
+            if count == self.outgoing_bytes:
+                outgoing.clear()
+                self.outgoing_bytes = 0
+                return
             self.outgoing_bytes -= count
             while outgoing and count >= len(outgoing[0]):
                 count -= len(outgoing.popleft())

@@ -108,9 +108,7 @@ def raw_size_bytes(shape: Shape, dtype: np.dtype[Any], limit_bytes: int) -> int:
 
 def flat_bytes(array: Array) -> memoryview:
     """The memory of an array as flat bytes; of a copy if it is not contiguous."""
-    if not array.flags.c_contiguous:
-        array = np.ascontiguousarray(array)
-    return array.reshape(-1).view(np.uint8).data
+    return array.ravel().view(np.uint8).data
 
 
 # --- JPEG -----------------------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ import io
 import pickle
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -46,8 +45,7 @@ _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(NamedTuple):
     """Encoded arguments.
 
     Attributes:
@@ -104,9 +102,9 @@ class Encoder:
         """
         compress = self._compressions.of(self._codec if codec is None else codec)
         try:
-            key = _plain_key(args) if compress is None else None
+            key, images = _plain_key(args) if compress is None else (None, [])
             if key is not None and (plain := self._plain.get(key)) is not None:
-                return Payload(plain.head, tuple([arrays.flat_bytes(_image(each)) for each in args]), plain.size_bytes)
+                return Payload(plain.head, tuple(map(arrays.flat_bytes, images)), plain.size_bytes)
             table = _Table(args, self._picture_quality, compress, self._limits)
             pickled = self._pickle(args, table)
         except PayloadError:
@@ -394,17 +392,19 @@ def _image(arg: Any) -> Any:
     return arg.image if type(arg) is Picture else arg
 
 
-def _plain_key(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """What the head depends on if all arguments are arrays or pictures, each another one; None for others."""
+def _plain_key(args: tuple[Any, ...]) -> tuple[tuple[Any, ...] | None, list[Array]]:
+    """What the head depends on if all arguments are arrays or pictures, each another one, and these; None for others."""
     key: list[Any] = []
-    seen = set()
+    images: list[Array] = []
     for arg in args:
-        image = _image(arg)
+        image = arg.image if type(arg) is Picture else arg
         if type(image) is not np.ndarray:
-            return None
+            return None, []
         key += (type(arg), image.shape, image.dtype)
-        seen.add(id(image))
-    return tuple(key) if len(seen) == len(args) else None
+        images.append(image)
+    if len(images) > 1 and len(set(map(id, images))) < len(images):
+        return None, []
+    return tuple(key), images
 
 
 # --- decoding -------------------------------------------------------------------------------------------------

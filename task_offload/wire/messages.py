@@ -29,6 +29,7 @@ LONGEST_RETRY_S = 24 * 3600.0
 
 FRAME = struct.Struct("<BBHIQ")  # kind, zero, zero, head bytes, body bytes
 ITEM = struct.Struct("<QQBB6x")  # sequence, age in microseconds, split, tag
+_ITEM_PREFIX = struct.Struct(FRAME.format + ITEM.format.removeprefix("<"))
 _RANGE = struct.Struct("<QIBBHQQ")  # first sequence, count, ending, split, detail bytes, oldest and newest age
 _HELLO = struct.Struct("<4sHH16s32s32sQ")  # magic, version, flags, session, secret, source digest, acknowledged
 _WELCOME = struct.Struct("<HHffQQIff")  # version, flags, heartbeat, silence, message and unacked bytes, items, W, M
@@ -463,7 +464,7 @@ PING = FRAME.pack(Kind.PING, 0, 0, 0, 0)
 
 def item_prefix(sequence: int, age_us: int, split: int, tag: int, head_bytes: int, body_bytes: int) -> bytes:
     """Frame header and control fields of an item; the payload's head and body follow on the wire."""
-    return FRAME.pack(Kind.ITEM, 0, 0, ITEM.size + head_bytes, body_bytes) + ITEM.pack(sequence, age_us, split, tag)
+    return _ITEM_PREFIX.pack(Kind.ITEM, 0, 0, ITEM.size + head_bytes, body_bytes, sequence, age_us, split, tag)
 
 
 def bye(next_sequence: int) -> bytes:

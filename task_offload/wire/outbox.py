@@ -7,7 +7,7 @@ covers them; after a break all that is left is sent again, in the same order.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from task_offload.wire.codec import BODY_ALIGNMENT, Payload
@@ -31,6 +31,7 @@ class Entry:
         sent_at: when it was sent on this connection, in seconds of a steady clock; 0 if it was not.
         ahead_bytes: what was on its way when it was sent, itself included.
         delivered_bytes: what had been acknowledged on this connection when it was sent.
+        size_bytes: what it counts in an outbox.
     """
 
     sequence: int
@@ -45,10 +46,15 @@ class Entry:
     sent_at: float = 0.0
     ahead_bytes: int = 0
     delivered_bytes: int = 0
+    size_bytes: int = field(init=False)
 
-    @property
-    def size_bytes(self) -> int:
-        return OVERHEAD_BYTES + (self.payload.size_bytes if self.payload else 0)
+    def __post_init__(self) -> None:
+        self.size_bytes = OVERHEAD_BYTES + (self.payload.size_bytes if self.payload is not None else 0)
+
+    def drop(self, reason: str) -> None:
+        """Gives the payload up."""
+        self.payload, self.ending, self.detail = None, Ending.DROPPED, reason
+        self.size_bytes = OVERHEAD_BYTES
 
     def joins(self, before: Entry) -> bool:
         """Whether `before` and this one are one run."""
@@ -84,11 +90,11 @@ class Entry:
             return [
                 EndingRange(self.sequence, self.count, self.ending, self.split, self.detail, oldest, newest).encode()
             ]
-        payload = self.payload
+        head, _, size_bytes = payload = self.payload
         age_us = _age_us(now_unix, self.captured_at)
-        head_bytes = len(payload.head)
-        prefix = item_prefix(self.sequence, age_us, self.split, self.tag, head_bytes, payload.size_bytes - head_bytes)
-        return [prefix + payload.head, *padded_body(payload)]
+        head_bytes = len(head)
+        prefix = item_prefix(self.sequence, age_us, self.split, self.tag, head_bytes, size_bytes - head_bytes)
+        return [prefix + head, *padded_body(payload)]
 
 
 def padded_body(payload: Payload) -> list[bytes | memoryview]:
@@ -176,19 +182,8 @@ class Outbox:
         A part of a run is an entry of its own, and counts as not sent: how long it took says nothing of the way.
         """
         done: list[Acked] = []
-        for queue in (self._sent, self._waiting):
-            while queue and queue[0].sequence < next_sequence:
-                entry = queue[0]
-                items = min(entry.count, next_sequence - entry.sequence)
-                if items < entry.count:
-                    done.append(Acked(entry.split_off(items), items))
-                    continue
-                queue.popleft()
-                if queue is self._sent:
-                    self.sent_bytes -= entry.size_bytes
-                else:
-                    self.waiting_bytes -= entry.size_bytes
-                done.append(Acked(entry, items))
+        self.sent_bytes -= _take_below(self._sent, next_sequence, done)
+        self.waiting_bytes -= _take_below(self._waiting, next_sequence, done)
         return done
 
     def rewind(self) -> None:
@@ -214,7 +209,7 @@ class Outbox:
             return 0
         entry = waiting[ended]
         self.waiting_bytes -= entry.size_bytes - OVERHEAD_BYTES
-        entry.payload, entry.ending, entry.detail = None, Ending.DROPPED, reason
+        entry.drop(reason)
         if ended and entry.joins(before := waiting[ended - 1]):
             before.extend(entry)
             del waiting[ended]
@@ -248,3 +243,16 @@ class Outbox:
         self._waiting.clear()
         self.waiting_bytes = 0
         return entries
+
+
+def _take_below(queue: deque[Entry], next_sequence: int, done: list[Acked]) -> int:
+    """Moves all items below `next_sequence` from a queue to `done`. Returns how many bytes fewer the queue has."""
+    taken_bytes = 0
+    while queue and (entry := queue[0]).sequence < next_sequence:
+        items = min(entry.count, next_sequence - entry.sequence)
+        if items < entry.count:
+            done.append(Acked(entry.split_off(items), items))
+            continue
+        done.append(Acked(queue.popleft(), items))
+        taken_bytes += entry.size_bytes
+    return taken_bytes

@@ -42,6 +42,8 @@ class State(Enum):
     LEAVING = "leaving"
     CLOSED = "closed"
 
+    __hash__ = object.__hash__  # of an enum it is a Python function, and each frame looks a state up
+
 
 _DEVICE: dict[State, frozenset[Kind]] = {
     State.GREETING: frozenset({Kind.WELCOME, Kind.REFUSAL}),
@@ -64,7 +66,7 @@ class Arrived(NamedTuple):
     age_us: int
     split: int
     tag: int
-    head: memoryview
+    head: bytes
     body: memoryview | None
 
 
@@ -206,7 +208,7 @@ class CloudSide:
             raise ProtocolError(f"a split of {split}, which this chain does not allow")
         check_sequences(sequence, 1)
         self._follow(sequence, 1)
-        return Arrived(sequence, age_us, split, tag, memoryview(head)[ITEM.size :], frame.body)
+        return Arrived(sequence, age_us, split, tag, head[ITEM.size :], frame.body)
 
     def _follow(self, first: int, count: int) -> None:
         if first < self._expected:

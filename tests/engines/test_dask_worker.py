@@ -49,6 +49,6 @@ def test_a_call_that_never_ends_is_lost_with_its_worker_and_no_timeout_of_its_ta
     silent = Silent()
     worker = DaskWorker(load_app("tests.engines.deeds"), silent, Places(silent), timeout_s=1000.0)
     worker.wait()
-    unit = Unit(Lane(), Item("device", "0" * 32, 0, 0.0, 1), memoryview(b""), None, 0, None)
+    unit = Unit(Lane(), Item("device", "0" * 32, 0, 0.0, 1), b"", None, 0, None)
     with pytest.raises(WorkerLostError, match="has left the cluster"):
         list(worker.run([unit]))

@@ -15,7 +15,7 @@ MS = 1_000_000
 
 
 def unit(lane: Lane, sequence: int = 0) -> Unit:
-    return Unit(lane, Item(str(lane.number), "", sequence, 0.0, 1), memoryview(b""), None, 0, None)
+    return Unit(lane, Item(str(lane.number), "", sequence, 0.0, 1), b"", None, 0, None)
 
 
 def serve(queue: FairQueue, costs_ns: dict[Lane, int], total_ns: int) -> Counter[Lane]:

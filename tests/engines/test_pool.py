@@ -19,7 +19,7 @@ PATIENCE_S = 30.0
 
 def unit(sequence: int, lane: Lane | None = None) -> Unit:
     item = Item("device", "0" * 32, sequence, 0.0, 1)
-    return Unit(lane or Lane(), item, memoryview(b""), None, 0, None)
+    return Unit(lane or Lane(), item, b"", None, 0, None)
 
 
 class Obedient:

@@ -68,7 +68,7 @@ def test_no_devices_no_shares() -> None:
 def test_costs_are_told_once() -> None:
     costs = CloudCosts()
     item = Item("device", "", 0, 0.0, 2)
-    unit = Unit(Lane(), item, memoryview(b""), None, 7, None, received_ns=1000)
+    unit = Unit(Lane(), item, b"", None, 7, None, received_ns=1000)
     costs.add(Done(unit, Outcome(Kind.CONTINUED, 3, (), [5000, 6000]), 2000, 9000, 14000), 4000, 3000)
     costs.add(Done(unit, Outcome(Kind.FILTERED, 2, None, [5000]), 2000, 9000, 8000), None, 1000)
     told = costs.take(2.0, 0.5)
@@ -86,7 +86,7 @@ MS = 1_000_000
 def came(costs: CloudCosts, split: int, busy_ms: list[int], last_ms: int | None, kind: Kind = Kind.CONTINUED) -> None:
     """An item of a chain of four tasks: 1 ms for its payload at each split, 2 ms for what surrounds it."""
     item = Item("device", "", 0, 0.0, split)
-    unit = Unit(Lane(), item, memoryview(b""), None, 0, None)
+    unit = Unit(Lane(), item, b"", None, 0, None)
     busy_ns = [ms * MS for ms in busy_ms]
     outcome = Outcome(kind, split + len(busy_ms) - 1, (), busy_ns)
     done = Done(unit, outcome, 1 * MS, 0, 1 * MS + sum(busy_ns))
