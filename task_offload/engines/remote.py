@@ -33,9 +33,7 @@ class Call:
     @staticmethod
     def of(unit: Unit) -> Call:
         item = unit.item
-        return Call(
-            unit.lane.number, item.device, item.session, item.sequence, item.captured_at, item.split, unit.head
-        )
+        return Call(unit.lane.number, item.device, item.session, item.sequence, item.captured_at, item.split, unit.head)
 
 
 @dataclass(frozen=True, slots=True)

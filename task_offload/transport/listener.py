@@ -375,11 +375,9 @@ class Listener:
         if connection.held:
             held, connection.held = connection.held, []
             self._hand_on(connection, held)
+        started_ns = perf_counter_ns()
         while budget_bytes > 0 and not connection.closed and not connection.paused:
-            started_ns = perf_counter_ns()
-            buffer = reader.buffer()
-            if len(buffer) > budget_bytes:
-                buffer = buffer[:budget_bytes]
+            buffer = reader.buffer(budget_bytes)
             count = stream.receive_into(buffer)
             if count is None:
                 break
@@ -390,20 +388,25 @@ class Listener:
                 self._close(connection, "the device closed the connection")
                 return
             frames = reader.received(count)
-            budget_bytes -= count + MESSAGE_BUDGET_BYTES * len(frames)
-            now_ns = perf_counter_ns()
-            connection.receive_ns += now_ns - started_ns
+            budget_bytes -= count
             if frames:
+                budget_bytes -= MESSAGE_BUDGET_BYTES * len(frames)
+                now_ns = perf_counter_ns()
+                connection.receive_ns += now_ns - started_ns
                 if connection.body_began_ns is not None:
                     connection.transfer_ns += now_ns - connection.body_began_ns
                     connection.transfer_bytes += connection.body_rest_bytes
                     connection.body_began_ns = None
                 self._hand_on(connection, frames)
-            largest = max(largest, count)
+                started_ns = perf_counter_ns()
+            if count > largest:
+                largest = count
             if count < len(buffer) and count < READ_ON_BYTES and not stream.pending():
                 break
         if connection.closed:
             return
+        now_ns = perf_counter_ns()
+        connection.receive_ns += now_ns - started_ns
         if connection.liveness is not None:
             connection.liveness.heard_at = self._clock()
         if budget_bytes <= 0 and not connection.paused:
@@ -412,7 +415,7 @@ class Listener:
         left_bytes = reader.body_left_bytes
         if left_bytes and connection.body_began_ns is None and not connection.paused:
             # From here on, and not from the first piece: what had come when that was read did not take this time.
-            connection.body_began_ns, connection.body_rest_bytes = started_ns, left_bytes
+            connection.body_began_ns, connection.body_rest_bytes = now_ns, left_bytes
         # Of a body that comes fast, the most is waited for at once: to be woken costs both sides more than to read.
         awaited_bytes = left_bytes - TLS_RECORD_BYTES if largest >= READ_ON_BYTES else 0
         stream.expect(max(1, min(awaited_bytes, MOST_EXPECTED_BYTES)))

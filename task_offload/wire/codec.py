@@ -393,7 +393,7 @@ def _image(arg: Any) -> Any:
 
 
 def _plain_key(args: tuple[Any, ...]) -> tuple[tuple[Any, ...] | None, list[Array]]:
-    """What the head depends on if all arguments are arrays or pictures, each another one, and these; None for others."""
+    """What the head depends on, and the arrays, if all arguments are arrays or pictures, each another one."""
     key: list[Any] = []
     images: list[Array] = []
     for arg in args:

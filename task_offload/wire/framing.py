@@ -6,6 +6,7 @@ the head is copied. Behind a body its memory has room for the beginning of what 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -76,11 +77,11 @@ class FrameReader:
         """What is still to come of a body of which a part has come; 0 between bodies."""
         return 0 if self._body is None else self._body_bytes - self._body_filled
 
-    def buffer(self) -> memoryview:
-        """Where the next bytes belong. Never empty."""
+    def buffer(self, most_bytes: int = sys.maxsize) -> memoryview:
+        """Where the next bytes belong, `most_bytes` of them at most. Never empty."""
         if self._body is not None:
-            return self._body[self._body_filled :]
-        return self._view[self._end : self._end + self._read_ahead_bytes]
+            return self._body[self._body_filled : self._body_filled + most_bytes]
+        return self._view[self._end : self._end + min(self._read_ahead_bytes, most_bytes)]
 
     def received(self, count: int) -> list[Frame]:
         """Takes `count` bytes, filled into the start of `buffer()`. Returns the frames that they complete.

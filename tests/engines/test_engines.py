@@ -58,9 +58,7 @@ class Bench:
             body = b"".join(padded_body(payload))
             item = Item("device", "0" * 32, self._sent, 1234.5, 1)
             self._sent += 1
-            units.append(
-                Unit(lane or Lane(), item, payload.head, memoryview(bytearray(body)) or None, 0, None)
-            )
+            units.append(Unit(lane or Lane(), item, payload.head, memoryview(bytearray(body)) or None, 0, None))
         self.engine.submit(units)
 
     def wait(self, count: int) -> list[Done]:
