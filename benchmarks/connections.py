@@ -93,7 +93,8 @@ class ThreadEach:
         with sock:
             while count := sock.recv_into(reader.buffer()):
                 before = items
-                for frame in reader.received(count):
+                reader.received(count)
+                for frame in iter(reader.next, None):
                     event = side.receive(frame)
                     if type(event) is Arrived:
                         items = event.sequence + 1

@@ -187,7 +187,8 @@ def connection_parser() -> Parser:
             count = min(size, len(buffer), len(data) - at)
             buffer[:count] = data[at : at + count]
             at += count
-            for frame in reader.received(count):
+            reader.received(count)
+            for frame in iter(reader.next, None):
                 event = side.receive(frame)
                 if isinstance(event, Hello) and isinstance(side, CloudSide):
                     side.open()

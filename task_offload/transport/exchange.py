@@ -255,7 +255,8 @@ class Exchange:
                 if count == 0:
                     raise LinkError("the server closed the connection")
                 self._liveness.heard_at = self._clock()
-                for frame in self._reader.received(count):
+                self._reader.received(count)
+                for frame in iter(self._reader.next, None):
                     event = self._side.receive(frame)
                     if isinstance(event, Totals):
                         acked = event

@@ -99,7 +99,6 @@ class Connection:
         self.transfer_bytes = 0
         self.body_began_ns: int | None = None
         self.body_rest_bytes = 0  # of a body that has begun to come: what was to come then
-        self.held: list[Frame] = []  # came before it was paused, and was not handed on
         self.signs = 0  # of life, since the tick
         self.secure = False
         self.paused = False
@@ -218,13 +217,15 @@ class Listener:
         self._unsent.add(connection)
 
     def pause(self, connection: Connection, paused: bool) -> None:
-        """Stops or resumes reading from a device."""
+        """Stops or resumes handing on what a device sends. What has come meanwhile, and before, waits."""
         if connection.paused != paused and not connection.closed:
             connection.paused = paused
             connection.body_began_ns = None  # while it is paused, the link carries nothing
             if connection.liveness is not None:  # it could not be heard
                 connection.liveness.heard_at = self._clock()
             self._watch(connection)
+            if not paused:  # what came before is still in its reader
+                self._unread.add(connection)
 
     def dismiss(self, connection: Connection) -> None:
         """Closes a connection whose device has left in good order."""
@@ -346,7 +347,7 @@ class Listener:
             self._readable(connection)
 
     def _readable(self, connection: Connection) -> None:
-        """Receives, and hands on what came, until nothing is there, or others must have their turn."""
+        """Receives, and hands on what came, until nothing is there, or it is paused, or others must have their turn."""
         if connection.closed or connection.paused:
             return
         try:
@@ -372,11 +373,24 @@ class Listener:
         reader, stream = connection.reader, connection.stream
         budget_bytes = READ_BUDGET_BYTES
         largest = 0
-        if connection.held:
-            held, connection.held = connection.held, []
-            self._hand_on(connection, held)
+        drained = False
         started_ns = perf_counter_ns()
         while budget_bytes > 0 and not connection.closed and not connection.paused:
+            frame = reader.next()
+            if frame is not None:
+                budget_bytes -= MESSAGE_BUDGET_BYTES
+                now_ns = perf_counter_ns()
+                connection.receive_ns += now_ns - started_ns
+                if connection.body_began_ns is not None:
+                    connection.transfer_ns += now_ns - connection.body_began_ns
+                    connection.transfer_bytes += connection.body_rest_bytes
+                    connection.body_began_ns = None
+                self._hand_on(connection, frame)
+                frame = None  # unless somebody has kept it, its memory is free for the next body
+                started_ns = perf_counter_ns()
+                continue
+            if drained:
+                break
             buffer = reader.buffer(budget_bytes)
             count = stream.receive_into(buffer)
             if count is None:
@@ -387,22 +401,10 @@ class Listener:
                     self._say(connection, "left before it introduced itself; does its token name another certificate?")
                 self._close(connection, "the device closed the connection")
                 return
-            frames = reader.received(count)
+            reader.received(count)
             budget_bytes -= count
-            if frames:
-                budget_bytes -= MESSAGE_BUDGET_BYTES * len(frames)
-                now_ns = perf_counter_ns()
-                connection.receive_ns += now_ns - started_ns
-                if connection.body_began_ns is not None:
-                    connection.transfer_ns += now_ns - connection.body_began_ns
-                    connection.transfer_bytes += connection.body_rest_bytes
-                    connection.body_began_ns = None
-                self._hand_on(connection, frames)
-                started_ns = perf_counter_ns()
-            if count > largest:
-                largest = count
-            if count < len(buffer) and count < READ_ON_BYTES and not stream.pending():
-                break
+            largest = max(largest, count)
+            drained = count < len(buffer) and count < READ_ON_BYTES and not stream.pending()
         if connection.closed:
             return
         now_ns = perf_counter_ns()
@@ -420,25 +422,19 @@ class Listener:
         awaited_bytes = left_bytes - TLS_RECORD_BYTES if largest >= READ_ON_BYTES else 0
         stream.expect(max(1, min(awaited_bytes, MOST_EXPECTED_BYTES)))
 
-    def _hand_on(self, connection: Connection, frames: list[Frame]) -> None:
-        """Tells the handler, until it pauses the connection: what came with that waits with it."""
-        for number, frame in enumerate(frames, 1):
-            event = connection.side.receive(frame)
-            if type(event) is Arrived:
-                self._handler.arrived(connection, event)
-            elif event is None or isinstance(event, Load):
-                self._sign_of_life(connection, event)
-            elif isinstance(event, Hello):
-                self._handler.greeted(connection, event)
-            elif isinstance(event, RefusalMessage):
-                self._close(connection, one_line(event.message))
-            else:
-                self._handler.arrived(connection, event)
-            if connection.closed:
-                return
-            if connection.paused:
-                connection.held = frames[number:]
-                return
+    def _hand_on(self, connection: Connection, frame: Frame) -> None:
+        """Tells the handler."""
+        event = connection.side.receive(frame)
+        if type(event) is Arrived:
+            self._handler.arrived(connection, event)
+        elif event is None or isinstance(event, Load):
+            self._sign_of_life(connection, event)
+        elif isinstance(event, Hello):
+            self._handler.greeted(connection, event)
+        elif isinstance(event, RefusalMessage):
+            self._close(connection, one_line(event.message))
+        else:
+            self._handler.arrived(connection, event)
 
     def _sign_of_life(self, connection: Connection, load: Load | None) -> None:
         """A message that costs its sender nothing, and needs no acknowledgement that would slow it down."""
@@ -485,7 +481,7 @@ class Listener:
             self._selector.register(connection.stream, events, connection)
         else:
             self._selector.modify(connection.stream, events, connection)
-        if not connection.paused and (connection.held or connection.stream.pending()):
+        if not connection.paused and connection.stream.pending():
             self._unread.add(connection)
 
     def _close(self, connection: Connection, reason: str) -> None:

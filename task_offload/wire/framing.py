@@ -54,8 +54,8 @@ _KINDS = {int(kind): kind for kind in Kind}
 class FrameReader:
     """Cuts what is received on one connection into frames.
 
-    Call `buffer()`, receive into what it gives, and tell `received()` how many bytes came. After a ProtocolError
-    the connection must be closed.
+    Call `next()` until it gives None. Then call `buffer()`, receive into what it gives, tell `received()` how many
+    bytes came, and begin again. After a ProtocolError the connection must be closed.
     """
 
     def __init__(self, memory: Memory, limits: FrameLimits = BEFORE_AUTHENTICATION) -> None:
@@ -83,34 +83,36 @@ class FrameReader:
             return self._body[self._body_filled : self._body_filled + most_bytes]
         return self._view[self._end : self._end + min(self._read_ahead_bytes, most_bytes)]
 
-    def received(self, count: int) -> list[Frame]:
-        """Takes `count` bytes, filled into the start of `buffer()`. Returns the frames that they complete.
+    def received(self, count: int) -> None:
+        """Takes `count` bytes, filled into the start of `buffer()`."""
+        if self._body is None:
+            self._end += count
+            return
+        self._body_filled += count
+        if (ahead := self._body_filled - self._body_bytes) > 0:
+            self._staged[:ahead] = self._body[self._body_bytes : self._body_filled]
+            self._begin, self._end = 0, ahead
+
+    def next(self) -> Frame | None:
+        """The next frame that has come whole; None if more bytes must come first.
 
         Raises:
             ProtocolError: the header is none of this protocol's, or declares more than the limits allow.
         """
-        frames: list[Frame] = []
         if self._body is None:
-            self._end += count
-        else:
-            self._body_filled += count
-            ahead = self._body_filled - self._body_bytes
-            if ahead < 0:
-                return frames
-            self._staged[:ahead] = self._body[self._body_bytes : self._body_filled]
-            self._end = ahead
-            frames.append(Frame(self._kind, self._head, self._body[: self._body_bytes]))
-            self._body = None
-        while self._body is None and self._cut(frames):
-            pass
-        self._make_room()
-        return frames
+            return self._cut()
+        if self._body_filled < self._body_bytes:
+            return None
+        frame = Frame(self._kind, self._head, self._body[: self._body_bytes])
+        self._body = None
+        return frame
 
-    def _cut(self, frames: list[Frame]) -> bool:
-        """Cuts one frame, or begins its body. False if more bytes must come first."""
+    def _cut(self) -> Frame | None:
+        """Cuts one frame off what is staged, or begins its body."""
         begin = self._begin + FRAME.size
         if self._end < begin:
-            return False
+            self._make_room()
+            return None
         kind_byte, zero, zeros, head_bytes, body_bytes = FRAME.unpack_from(self._staged, self._begin)
         kind = _KINDS.get(kind_byte)
         if kind is None or zero or zeros:
@@ -122,25 +124,25 @@ class FrameReader:
         end = begin + head_bytes
         if self._end < end:
             self._read_ahead_bytes = max(self._read_ahead_bytes, end - self._end)
-            return False
+            self._make_room()
+            return None
         head = bytes(self._view[begin:end])
         self._begin = end
         if not body_bytes:
-            frames.append(Frame(kind, head, None))
             self._read_ahead_bytes = READ_AHEAD_BYTES
-            return True
+            return Frame(kind, head, None)
         here = min(self._end - end, body_bytes)
         rest = here < body_bytes
         body = self._memory.take(body_bytes + READ_AHEAD_OF_BODY_BYTES if rest else body_bytes)
         body[:here] = self._view[end : end + here]
         self._begin += here
         self._read_ahead_bytes = READ_AHEAD_OF_BODY_BYTES
-        if rest:
-            self._kind, self._head, self._body = kind, head, body
-            self._body_bytes, self._body_filled = body_bytes, here
-        else:
-            frames.append(Frame(kind, head, body))
-        return True
+        if not rest:
+            return Frame(kind, head, body)
+        self._make_room()
+        self._kind, self._head, self._body = kind, head, body
+        self._body_bytes, self._body_filled = body_bytes, here
+        return None
 
     def _make_room(self) -> None:
         """Leaves room behind what is staged: to read ahead, or for the rest of a long head."""

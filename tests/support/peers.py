@@ -41,7 +41,8 @@ class Messages:
                 return None
             if not count:
                 return None
-            self._frames += self._reader.received(count)
+            self._reader.received(count)
+            self._frames += iter(self._reader.next, None)
         return self._frames.pop(0)
 
 

@@ -26,7 +26,8 @@ class _Reader:
             buffer = self._frames.buffer()
             count = min(len(buffer), len(view))
             buffer[:count] = view[:count]
-            frames += self._frames.received(count)
+            self._frames.received(count)
+            frames += iter(self._frames.next, None)
             view = view[count:]
         return frames
 

@@ -132,7 +132,8 @@ def feed(reader: FrameReader, data: bytes, sizes: Iterable[int] = ()) -> list[Fr
         count = min(len(buffer), next(pieces, len(buffer)), len(data) - at)
         buffer[:count] = data[at : at + count]
         at += count
-        frames += reader.received(count)
+        reader.received(count)
+        frames += iter(reader.next, None)
     return frames
 
 
