@@ -213,7 +213,7 @@ class Listener:
 
     def send(self, connection: Connection, message: bytes) -> None:
         """Sends a message to an accepted device."""
-        connection.send(message)
+        connection.stream.queue([message])
         self._unsent.add(connection)
 
     def pause(self, connection: Connection, paused: bool) -> None:

@@ -12,9 +12,10 @@ import math
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from task_offload.errors import ProtocolError
 
@@ -178,14 +179,13 @@ class Hello:
         return Hello(device, session, secret, ChainSpec(tuple(tasks), types, digest), acked)
 
 
-@dataclass(frozen=True)
-class Totals:
+class Totals(NamedTuple):
     """A session's books in the cloud, over all its connections: items by ending, and CPU spent on them."""
 
     next_sequence: int = 0
     completed: int = 0
     filtered: int = 0
-    dropped: Mapping[str, int] = field(default_factory=dict)
+    dropped: Mapping[str, int] = MappingProxyType({})
     cloud_cpu_us: int = 0
 
     def encode(self) -> bytes:

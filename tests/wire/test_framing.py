@@ -118,6 +118,19 @@ def test_what_follows_a_body_may_come_with_its_rest():
     assert flat(feed(reader, message[100:])) == cut(message)
 
 
+def test_the_memory_of_a_body_that_nobody_keeps_is_free_for_the_next():
+    memory, message = MemoryPool(1 << 20), item(10, 400_000)
+    reader = FrameReader(memory, FrameLimits())
+    feed(reader, message[:1000])
+    rest = message[1000:] + message[:1000]
+    reader.buffer()[: len(rest)] = rest
+    reader.received(len(rest))
+    assert reader.next() is not None  # and is dropped
+    assert memory.free_bytes > 400_000
+    assert reader.next() is None  # the next body begins
+    assert memory.free_bytes == 0
+
+
 def test_after_messages_without_a_body_much_is_read_ahead():
     reader = new_reader()
     feed(reader, MESSAGES["item"])

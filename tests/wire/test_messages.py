@@ -209,7 +209,7 @@ def test_a_contract_of_another_version_is_refused(contract):
         replace(WELCOME, workers=float("nan")),
         replace(WELCOME, main_share=1.5),
         replace(WELCOME, version=VERSION + 1),
-        replace(WELCOME, totals=replace(TOTALS, next_sequence=259)),
+        replace(WELCOME, totals=TOTALS._replace(next_sequence=259)),
         replace(RANGE, count=0),
         replace(RANGE, count=MOST_IN_RANGE + 1),
         replace(RANGE, first=MOST_SEQUENCE - 2),
