@@ -203,6 +203,27 @@ def test_a_transfer_is_what_came_after_its_first_piece(make: Callable[..., World
         assert connection.transfer_ns > 0
 
 
+def test_what_came_while_a_device_was_paused_says_nothing_of_its_link(make: Callable[..., World]) -> None:
+    world = make()
+    with world.introduced() as peer:
+        connection = world.handler.connection
+        assert connection is not None
+
+        def pause(paused: bool) -> None:
+            world.handler.on_flush = lambda: world.listener.pause(connection, paused)
+            world.pass_()
+            world.handler.on_flush = lambda: None
+
+        message = item(0, 1, np.zeros(100_000, np.uint8))
+        peer.send(message[:-90_000])
+        world.pass_()
+        pause(True)
+        peer.send(message[-90_000:])
+        pause(False)
+        world.handler.wait_for(lambda: len(world.handler.events) == 1)
+        assert connection.transfer_bytes < 90_000
+
+
 def test_a_body_that_came_fast_and_becomes_slow_is_heard_all_the_same(make: Callable[..., World]) -> None:
     world = make()
     with world.introduced() as peer:
