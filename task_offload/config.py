@@ -189,7 +189,7 @@ def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] |
         "--max-latency",
         _number(0),
         None,
-        "automatic mode: no split whose items take longer",
+        "automatic mode: no split whose items take longer, and no more items at a time than end in it",
         "OFFLOAD_MAX_LATENCY",
         metavar="MS",
     )

@@ -118,11 +118,13 @@ class OffloadRun(Run):
         self.spool = DiskSpool(config.spool, config.spool_limit_bytes or DISK_SPOOL_BYTES) if config.spool else None
         self._local_route = Route(chain.splits[-1], self._codecs[0])
         self._caught_up = True
+        self._most_inside = math.inf
         self._draining = False
         self._welcomed = threading.Event()
         self._taken_up: set[bytes] = set()  # sessions, earlier ones included
         self._link_busy_before = self._full_before = 0.0
         self._cpu_before_s = 0.0
+        self._window = 1  # items that the cloud lets be unacknowledged
         # An emulated processor's work waits for its turn on it, of which the system knows nothing.
         self._delays = DelayMeter() if config.emulate_cpu is None else None
         self._observed_at = 0.0
@@ -256,7 +258,7 @@ class OffloadRun(Run):
         backlog = self.meters.captured - self.books.ended
         observation = self.meters.observe(
             now, interval_s, backlog, link_busy - self._link_busy_before, self._source_rate(), self.cores,
-            1024, self.link.away_since is not None, cpu_s - self._cpu_before_s,
+            self._window, self.link.away_since is not None, cpu_s - self._cpu_before_s,
             full - self._full_before, self._delays.measure() if self._delays is not None else None,
         )  # fmt: skip
         self._cpu_before_s = cpu_s
@@ -266,6 +268,8 @@ class OffloadRun(Run):
     def _decide(self, now: float) -> None:
         observation = self.observe(now)
         decision = self.policy.decide(observation)
+        if self.model is not None:
+            self._most_inside = self.model.most_inside()
         if decision is None:
             return
         self.mixer.follow(decision)
@@ -360,10 +364,19 @@ class OffloadRun(Run):
     # -- for the pipeline -------------------------------------------------------------------------------------------
 
     def _next_route(self) -> Route:
+        if not self._in_time():
+            started = time.monotonic()
+            self.link.wait_until(self._in_time)
+            self.meters.held(time.monotonic() - started)
         if self.link.away_since is not None:
             return self._local_route  # as many tasks here as the pins allow
         route = self.mixer.next_route()
         return route if route.codec in self._cloud_codecs else Route(route.split, "none")
+
+    def _in_time(self) -> bool:
+        """Whether an item that is captured now will end in time, as far as those before it are concerned."""
+        inside = self.meters.captured - self.books.ended
+        return inside < self._most_inside or self.link.away_since is not None or self._draining
 
     def _wait_for_room(self) -> bool:
         """Waits until the link can take another item. While the cloud is away, its spool is the room."""
@@ -391,6 +404,7 @@ class OffloadRun(Run):
     def welcomed(self, session: DeviceSession, welcome: Welcome) -> None:
         self._taken_up.add(session.session)
         self.meters.workers, self.meters.main_share = welcome.workers, welcome.main_share
+        self._window = welcome.unacked_items
         # A JPEG needs no package that the cloud may lack.
         self._cloud_codecs = frozenset(name for name in self._codecs if name in welcome.codecs or ":" in name)
         if welcome.source_differs:

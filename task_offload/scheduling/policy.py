@@ -44,6 +44,8 @@ CATCH_UP = 0.7  # of what the last seconds lacked, the shares make up for in the
 CATCH_UP_LEAST, CATCH_UP_MOST = -0.15, 0.3
 DOUBT_S = 0.5  # a throughput that is too low, and lower than predicted, for longer makes old costs doubtful
 LASTING_S = 8.0  # a throughput that is too low for so long is believed before the model
+IN_TIME = 0.9  # of --max-latency, what items may take on average
+LEAST_INSIDE = 2.0  # items, whatever --max-latency is: the device works on one while another is on its way
 LATE_SHARE, LATE_PACE = 0.05, 0.1  # of the items may be later than --max-latency
 LATENCY_UP, LATENCY_DOWN, MOST_LATENCY_FACTOR = 1.02, 0.999, 3.0  # at each interval with more, or fewer, too late
 LEAST_FPS = 0.01  # a source that yields nothing for a while is not asked for nothing
@@ -134,6 +136,16 @@ class ModelPolicy:
             return None
         in_force = [(split, self._codec) for split in sorted(self._shares)]
         return self._current(cost_model.options(self._estimates.costs(in_force)))
+
+    def most_inside(self) -> float:
+        """How many items may be captured and not ended at a time, so that they keep to the latency that is allowed.
+
+        Little's law: at a throughput of f, so many items inside take m / f each.
+        """
+        predicted = self.predict() if self._goal.max_latency_s is not None else None
+        if predicted is None:
+            return math.inf
+        return max(LEAST_INSIDE, IN_TIME * self._max_latency_s * predicted.capacity_fps)
 
     def decide(self, observation: Observation) -> Decision | None:
         now_s = observation.now_s

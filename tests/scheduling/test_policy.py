@@ -114,6 +114,28 @@ def test_a_latency_is_a_reason_and_one_that_no_split_keeps_to_is_no_reason_to_fl
     assert len(found) <= 3
 
 
+def test_no_more_items_are_inside_than_the_latency_allows() -> None:
+    """At 50 items a second, nine of them take 180 ms, of 200 that are allowed; two may always be inside."""
+    goal = Goal(("one", "two"), (False, False), (1,), 1, 1000.0)
+    seen = Observation(
+        now_s=1.0,
+        interval_s=0.5,
+        captured=25,
+        finished=25,
+        dropped=0,
+        device=(TaskCost(25, 0.5, 25), TaskCost()),
+        cloud=(TaskCost(), TaskCost(25, 0.025, 25)),
+        payloads={(1, "none"): PayloadCost(25, 25_000, 0.0, 25, 0.0)},
+    )
+    allowed = {}
+    for max_latency_s in (0.2, 0.001, None):
+        policy = ModelPolicy(replace(goal, max_latency_s=max_latency_s))
+        assert policy.most_inside() == math.inf
+        policy.decide(seen)
+        allowed[max_latency_s] = policy.most_inside()
+    assert allowed == {0.2: pytest.approx(9.0), 0.001: 2.0, None: math.inf}
+
+
 def test_a_link_too_slow_for_lossless_payloads_says_what_a_lossy_codec_would_give() -> None:
     slow = replace(HEAVY, link_mbit=always(4.0), slowdown=always(6.0))
     reasons = [decision.reason for _, decision in switches(simulate(slow))]
