@@ -24,7 +24,7 @@ from task_offload.scheduling.observation import (
     Route,
     TaskCost,
 )
-from task_offload.scheduling.simulation.worlds import COMMIT_S, World
+from task_offload.scheduling.simulation.worlds import COMMIT_S, World, value_at
 
 # The pipeline's own rules: what waits for a worker, for each worker what may be done before an earlier item is, and
 # what waits for the window. A live source keeps only its newest item.
@@ -340,6 +340,10 @@ class SimulatedDevice:
     def _observe(self, now_s: float, interval: Interval, costs: Costs) -> Observation:
         tasks = len(costs.device_s)
         device_items, device_s, device_out = [0] * tasks, [0.0] * tasks, [0] * tasks
+        device_cpu_s = [0.0] * tasks
+        # Under a quota the system tells what the process got, and how long it waited for more.
+        slow = value_at(self.world.slowdown, now_s - self.interval_s / 2.0)
+        share = min(1.0, 1.0 / slow) if self.world.quota else 0.0
         cloud_items, cloud_s, cloud_out = [0] * tasks, [0.0] * tasks, [0] * tasks
         sent: dict[tuple[int, str], list[float]] = {}
         for (route, filtered), (items, noise, sizes, _) in interval.here.items():
@@ -347,6 +351,7 @@ class SimulatedDevice:
             for i in range(ran):
                 device_items[i] += int(items)
                 device_s[i] += noise * costs.device_s[i] * self._wobble(items, costs.device_s[i])
+                device_cpu_s[i] += noise * costs.device_s[i] * share
                 device_out[i] += int(items)
             if filtered >= 0:
                 device_out[ran - 1] -= int(items)
@@ -389,9 +394,11 @@ class SimulatedDevice:
             captured=interval.captured,
             finished=interval.finished,
             dropped=interval.dropped,
-            device=tuple(map(TaskCost, device_items, device_s, device_out)),
+            device=tuple(map(TaskCost, device_items, device_s, device_out, device_cpu_s)),
             cloud=tuple(map(TaskCost, cloud_items, cloud_s, cloud_out)),
-            payloads={key: PayloadCost(int(c[0]), int(c[1]), c[2], int(c[3]), c[4]) for key, c in sent.items()},
+            payloads={
+                key: PayloadCost(int(c[0]), int(c[1]), c[2], int(c[3]), c[4], c[2] * share) for key, c in sent.items()
+            },
             acked_bytes=int(interval.acked_bytes),
             link_busy_s=min(interval.link_s, self.interval_s),
             rtt_s=interval.rtt_s / interval.acked if interval.acked else None,
@@ -410,6 +417,8 @@ class SimulatedDevice:
             transfer_s=interval.transfer_s,
             latency_s=interval.latency_s / interval.finished if interval.finished else None,
             late=interval.late,
+            cpu_s=interval.device_s * share if share else None,
+            delayed_s=interval.device_s * (1.0 - share) if share else None,
         )
 
     def _wobble(self, items: float, task_s: float | None = None) -> float:
