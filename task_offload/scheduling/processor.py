@@ -12,11 +12,11 @@ import math
 
 from task_offload.scheduling.observation import Observation
 
-MEMORY_S = 30.0  # how long it counts how far threads that are busy by the clock get on
+MEMORY_S = 30.0  # how long it counts how far threads that are busy by the clock get on, and what no task takes
 CROWD_PACE = 0.2  # of the new in the mean of how many threads are busy
-CROWD_STEP = 0.25  # relative; a larger difference is believed at once
+STEP = 0.25  # relative; a larger difference is believed at once
 BUSY = 0.6  # used more than this, the device may be the limit: what threads, TLS and acks cost counts nowhere
-DELAY_MEMORY_S = 2.0  # how long the delays of threads count
+DELAY_MEMORY_S = 2.0  # how long delays and what goes with them count
 DECLINE_S, RECOVERY_S = 10.0, 60.0  # in which what is seen of the cores while they are not busy is believed
 
 
@@ -31,10 +31,13 @@ class Processor:
         self.cores = 1.0
         self._crowd = 1.0  # busy threads for each core
         self._cpu_s = self._busy_s = 0.0  # of late: what the process got, and what its threads were busy by the clock
-        self._span_s = self._ran_s = self._delayed_s = self._idle_s = 0.0  # the same of the last seconds
-        self._rest_s = self._items = 0.0
-        self._told: float | None = None  # cores when a step was told
-        self._delays_known = False
+        self._rest_s = self._items = 0.0  # of late: CPU time of no task and no payload, and items captured
+        self._delays_told = False
+        # Of the last seconds: time, what the process got, what its threads waited for a core; CPU time of tasks and
+        # payloads, and what these were busy beside it.
+        self._span_s = self._ran_s = self._delayed_s = self._worked_s = self._waited_s = 0.0
+        self._waits = 1.0  # of what a task is busy beside its CPU time, what it did not wait for a core or a lock
+        self._stepped_to: float | None = None
 
     def add(self, observation: Observation) -> bool:
         """Takes one interval in. Returns whether the cores have become quite others."""
@@ -55,48 +58,57 @@ class Processor:
             self.cores = cores
             # Threads that wait for each other's core are busy by the clock. More than all cores cannot be.
             busy = busy_s / (interval_s * cores)
-            pace = CROWD_PACE if abs(busy - self._crowd) < CROWD_STEP * self._crowd else 1.0
-            self._crowd += pace * (busy - self._crowd)
-        if self._told is None:
-            self._told = self.cores
-        stepped = abs(self.cores - self._told) > CROWD_STEP * self._told
+            self._crowd += (CROWD_PACE if abs(busy - self._crowd) < STEP * self._crowd else 1.0) * (busy - self._crowd)
+        if self._stepped_to is None:
+            self._stepped_to = self.cores
+        stepped = abs(self.cores - self._stepped_to) > STEP * self._stepped_to
         if stepped:
-            self._told = self.cores
+            self._stepped_to = self.cores
         return stepped
 
     def _add_delays(
         self, observation: Observation, ran_s: float, delayed_s: float, busy_s: float, cores: float
     ) -> None:
-        cpu_s = sum(each.cpu_s for each in observation.device)
-        cpu_s += sum(each.encode_cpu_s for each in observation.payloads.values())
-        keep = math.exp(-observation.interval_s / DELAY_MEMORY_S)
-        self._span_s = keep * self._span_s + observation.interval_s
+        interval_s = observation.interval_s
+        worked_s = sum(each.cpu_s for each in observation.device)
+        worked_s += sum(each.encode_cpu_s for each in observation.payloads.values())
+        keep = math.exp(-interval_s / MEMORY_S)
+        self._rest_s = keep * self._rest_s + ran_s - worked_s
+        self._items = keep * self._items + observation.captured
+        keep = math.exp(-interval_s / DELAY_MEMORY_S)
+        self._span_s = keep * self._span_s + interval_s
         self._ran_s = keep * self._ran_s + ran_s
         self._delayed_s = keep * self._delayed_s + delayed_s
-        keep_rest = math.exp(-observation.interval_s / MEMORY_S)
-        self._rest_s = keep_rest * self._rest_s + ran_s - cpu_s
-        self._items = keep_rest * self._items + observation.captured
-        self._idle_s = keep * self._idle_s + max(0.0, busy_s - cpu_s)
+        self._worked_s = keep * self._worked_s + worked_s
+        self._waited_s = keep * self._waited_s + max(0.0, busy_s - worked_s)
+        self._follow_cores(interval_s, cores)
+        if self._waited_s:
+            # Threads beside the tasks wait for a core too, so delays that explain half of the waiting explain it all.
+            # What is left cannot be more than the cores have left: then the tasks wait for each other's lock.
+            left_s = max(0.0, self._waited_s - 2.0 * self._delayed_s)
+            free_s = max(0.0, self.cores * self._span_s - self._worked_s)
+            self._waits = min(left_s, free_s) / self._waited_s
+
+    def _follow_cores(self, interval_s: float, cores: float) -> None:
+        """Arguments:
+        cores: how many threads may run at a time.
+        """
+        first, self._delays_told = not self._delays_told, True
         wanted_s = self._ran_s + self._delayed_s
-        first, self._delays_known = not self._delays_known, True
-        if not wanted_s:
-            self.cores = cores if first else self.cores
-            return
-        # Each thread that wants to run gets this share of a core, and as many may want to as there are cores.
-        seen = self._ran_s / wanted_s * max(wanted_s / self._span_s, cores)
+        # Each thread that wants to run gets this share of a core.
+        share = self._ran_s / wanted_s if wanted_s else 1.0
+        seen = share * max(wanted_s / self._span_s, cores)
         if first or wanted_s > BUSY * self._span_s:
             self.cores = seen
         else:  # little was wanted, so this is a guess, and the cores known from when they were busy count more
             pace_s = DECLINE_S if seen < self.cores else RECOVERY_S
-            self.cores += min(1.0, observation.interval_s / pace_s) * (seen - self.cores)
+            self.cores += min(1.0, interval_s / pace_s) * (seen - self.cores)
 
     def own_s(self, busy_s: float, cpu_s: float) -> float:
         """Busy time without what was waited for a core, of something that took `cpu_s` of CPU in it."""
-        if not self._delays_known:
+        if not self._delays_told:
             return busy_s / max(1.0, self._crowd)
-        waited_s = max(0.0, busy_s - cpu_s)
-        # Threads beside the tasks wait too. A task that waits for something else is busy all the same.
-        return busy_s - waited_s * min(1.0, 2.0 * self._delayed_s / self._idle_s if self._idle_s else 0.0)
+        return cpu_s + max(0.0, busy_s - cpu_s) * self._waits
 
     @property
     def rest_s(self) -> float:
@@ -106,7 +118,7 @@ class Processor:
     @property
     def saturated(self) -> bool:
         """Whether it may be what held the last interval up."""
-        if not self._delays_known:
+        if not self._delays_told:
             return self._crowd > BUSY
         return self._ran_s > BUSY * self.cores * self._span_s
 
@@ -118,4 +130,4 @@ class Processor:
     @property
     def share(self) -> float:
         """Of a core, what a single thread gets."""
-        return min(1.0, self.cores) if self._delays_known else 1.0
+        return min(1.0, self.cores) if self._delays_told else 1.0

@@ -77,7 +77,9 @@ def test_waiting_for_something_else_than_a_core_is_busy_time() -> None:
 
 
 def test_threads_behind_one_lock_get_on_no_faster_than_one() -> None:
-    assert follow([seen(1.0, 0.5, 0.5, 0.0)] * 10).cores == pytest.approx(1.0)
+    processor = follow([seen(1.0, 0.5, 0.5, 0.0)] * 10)
+    assert processor.cores == pytest.approx(1.0)
+    assert processor.own_s(0.06, 0.03) == pytest.approx(0.03)
 
 
 def test_where_delays_are_not_told_threads_that_are_busy_share_the_core() -> None:
