@@ -33,7 +33,7 @@ LONGEST_WAIT_S = 30.0
 REFUSED_WAIT_S = 60.0  # a lasting refusal that met a running device: somebody may mend it
 WAIT_S = 0.05  # for the socket, by a thread that waits for room: it also looks whether the link has ended
 REST_S = 0.02  # for which the link's thread leaves the connection to threads that carry it on
-BUSY_STEPS = 8  # of theirs since it looked last: they hear what comes, too
+BUSY_STEPS = 8  # of theirs in that time: they hear what comes, too
 
 
 class Link:
@@ -382,10 +382,13 @@ class Link:
 
     def _share(self, stream: Stream, session: DeviceSession, exchange: Exchange) -> None:
         """Carries the exchange on whenever something comes, but leaves it to others while they do."""
-        seen = 0
+        seen, seen_at = self._carried, self._clock()
+        busy = False
         while True:
-            others = self._waiting.locked() or self._carried - seen >= BUSY_STEPS
-            seen = self._carried
+            if (now := self._clock()) - seen_at >= REST_S:
+                busy = self._carried - seen >= BUSY_STEPS
+                seen, seen_at = self._carried, now
+            others = busy or self._waiting.locked()
             if others:
                 self._watched = _events(True)  # so that nobody wakes it from its rest
             else:
@@ -403,6 +406,7 @@ class Link:
             if others:
                 self._waker.wait(REST_S)
                 self._check_abandoned()
+                busy = False  # unless the steps of all that time say so; who wakes it has something for it
             else:
                 self._watch(stream, self._watched, exchange.due_s())
 
