@@ -9,6 +9,7 @@ are busy at a time.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from task_offload.scheduling.observation import Observation
 
@@ -18,6 +19,37 @@ STEP = 0.25  # relative; a larger difference is believed at once
 BUSY = 0.6  # used more than this, the device may be the limit: what threads, TLS and acks cost counts nowhere
 DELAY_MEMORY_S = 2.0  # how long delays and what goes with them count
 DECLINE_S, RECOVERY_S = 10.0, 60.0  # in which what is seen of the cores while they are not busy is believed
+
+
+class _Shares(NamedTuple):
+    """What became of some time: seconds.
+
+    Attributes:
+        span_s: how long it was.
+        ran_s, delayed_s: what the process got, and what its threads waited for a core.
+        worked_s, waited_s: CPU time of tasks and payloads, and what these were busy beside it.
+    """
+
+    span_s: float
+    ran_s: float
+    delayed_s: float
+    worked_s: float
+    waited_s: float
+
+    def after(self, before: _Shares, keep: float) -> _Shares:
+        """Both together, what was before by the share `keep`."""
+        return _Shares(*(keep * then + now for then, now in zip(before, self, strict=True)))
+
+    @property
+    def busy(self) -> bool:
+        """Whether the process wanted to run for most of the time."""
+        return self.ran_s + self.delayed_s > BUSY * self.span_s
+
+    def cores(self, most: float) -> float:
+        """Cores for the process if `most` of its threads want to run at a time, or as many as did, each for the share
+        of a core that they got."""
+        wanted_s = self.ran_s + self.delayed_s
+        return self.ran_s / wanted_s * max(wanted_s / self.span_s, most) if wanted_s else most
 
 
 class Processor:
@@ -33,9 +65,9 @@ class Processor:
         self._cpu_s = self._busy_s = 0.0  # of late: what the process got, and what its threads were busy by the clock
         self._rest_s = self._items = 0.0  # of late: CPU time of no task and no payload, and items captured
         self._delays_told = False
-        # Of the last seconds: time, what the process got, what its threads waited for a core; CPU time of tasks and
-        # payloads, and what these were busy beside it.
-        self._span_s = self._ran_s = self._delayed_s = self._worked_s = self._waited_s = 0.0
+        self._recent = _Shares(0.0, 0.0, 0.0, 0.0, 0.0)  # of the last seconds
+        self._before = self._recent  # the interval before
+        self._strikes = 0  # intervals in a row that were far from these seconds
         self._waits = 1.0  # of what a task is busy beside its CPU time, what it did not wait for a core or a lock
         self._stepped_to: float | None = None
 
@@ -75,31 +107,28 @@ class Processor:
         keep = math.exp(-interval_s / MEMORY_S)
         self._rest_s = keep * self._rest_s + ran_s - worked_s
         self._items = keep * self._items + observation.captured
-        keep = math.exp(-interval_s / DELAY_MEMORY_S)
-        self._span_s = keep * self._span_s + interval_s
-        self._ran_s = keep * self._ran_s + ran_s
-        self._delayed_s = keep * self._delayed_s + delayed_s
-        self._worked_s = keep * self._worked_s + worked_s
-        self._waited_s = keep * self._waited_s + max(0.0, busy_s - worked_s)
-        self._follow_cores(interval_s, cores)
-        if self._waited_s:
+        now = _Shares(interval_s, ran_s, delayed_s, worked_s, max(0.0, busy_s - worked_s))
+        recent = now.after(self._recent, math.exp(-interval_s / DELAY_MEMORY_S))
+        if abs(now.cores(cores) - recent.cores(cores)) > STEP * recent.cores(cores) and now.busy:
+            self._strikes += 1
+            if self._strikes > 1:  # a quota that was changed
+                recent = now.after(self._before, 1.0)
+        else:
+            self._strikes = 0
+        self._before, self._recent = now, recent
+        self._follow_cores(recent, interval_s, cores)
+        if recent.waited_s:
             # Threads beside the tasks wait for a core too, so delays that explain half of the waiting explain it all.
             # What is left cannot be more than the cores have left: then the tasks wait for each other's lock.
-            left_s = max(0.0, self._waited_s - 2.0 * self._delayed_s)
-            free_s = max(0.0, self.cores * self._span_s - self._worked_s)
-            self._waits = min(left_s, free_s) / self._waited_s
+            left_s = max(0.0, recent.waited_s - 2.0 * recent.delayed_s)
+            free_s = max(0.0, self.cores * recent.span_s - recent.worked_s)
+            self._waits = min(left_s, free_s) / recent.waited_s
 
-    def _follow_cores(self, interval_s: float, cores: float) -> None:
-        """Arguments:
-        cores: how many threads may run at a time.
-        """
-        first, self._delays_told = not self._delays_told, True
-        wanted_s = self._ran_s + self._delayed_s
-        # Each thread that wants to run gets this share of a core.
-        share = self._ran_s / wanted_s if wanted_s else 1.0
-        seen = share * max(wanted_s / self._span_s, cores)
-        if first or wanted_s > BUSY * self._span_s:
+    def _follow_cores(self, recent: _Shares, interval_s: float, cores: float) -> None:
+        seen = recent.cores(cores)
+        if not self._delays_told or recent.busy:
             self.cores = seen
+            self._delays_told = True
         else:  # little was wanted, so this is a guess, and the cores known from when they were busy count more
             pace_s = DECLINE_S if seen < self.cores else RECOVERY_S
             self.cores += min(1.0, interval_s / pace_s) * (seen - self.cores)
@@ -120,12 +149,12 @@ class Processor:
         """Whether it may be what held the last interval up."""
         if not self._delays_told:
             return self._crowd > BUSY
-        return self._ran_s > BUSY * self.cores * self._span_s
+        return self._recent.ran_s > BUSY * self.cores * self._recent.span_s
 
     @property
     def starved(self) -> bool:
         """Whether its threads wait for a core longer than they have one."""
-        return self._delayed_s > self._ran_s
+        return self._recent.delayed_s > self._recent.ran_s
 
     @property
     def share(self) -> float:
