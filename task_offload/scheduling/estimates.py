@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from task_offload.scheduling.cost_model import DEVICE, LINK, MAIN, RESOURCES, WORKERS, Costs, Payload
 from task_offload.scheduling.observation import TRAIN_BYTES, Observation
@@ -163,7 +163,7 @@ class Known:
 
     Attributes:
         device, cloud: for each task on that side.
-        payloads: by (split, codec): of size and encoding together.
+        payloads, decodes: by (split, codec): of size and encoding together; of decoding in the cloud.
         link: of the goodput.
         link_hope: how many times faster than estimated the link may be.
     """
@@ -174,6 +174,7 @@ class Known:
     payloads: dict[tuple[int, str], float]
     link: float
     link_hope: float
+    decodes: dict[tuple[int, str], float] = field(default_factory=dict)
 
 
 class _PayloadMeans:
@@ -349,7 +350,9 @@ class Estimates:
         cloud_s, cloud_spread = _either(self._cloud, self._device, 1.0 / ratio, now_s)
         payloads, payload_spread = self._known_payloads(routes, ratio)
         costs = self._costs(device_s, cloud_s, payloads)
-        return Known(costs, device_spread, cloud_spread, payload_spread, self.link.spread(now_s), self.link.hope)
+        decodes = {route: means.decode.spread(now_s) for route, means in self._payloads.items()}
+        link = self.link
+        return Known(costs, device_spread, cloud_spread, payload_spread, link.spread(now_s), link.hope, decodes)
 
     def _costs(
         self, device_s: Sequence[float], cloud_s: Sequence[float], payloads: dict[tuple[int, str], Payload]

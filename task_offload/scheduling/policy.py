@@ -28,6 +28,7 @@ GAIN = 0.05  # a change of the set of splits must save or gain at least this
 SHARE_STEP = 0.02  # smaller changes of a share are not worth a decision
 PATIENCE_S = 6.0  # over which a saving is averaged before it is taken
 MAX_PATIENCE_S = 600.0
+CAUTION = 0.5  # of the uncertainty of what it would cost, a saving must be larger than that too
 LEAST_GAIN = 0.005  # and a saving at least so much of what running everything in the cloud costs
 TRIAL_S = 60.0  # a saving that fails within this time was a mistake
 MUCH_FASTER = 1.2  # than what was left for being slower: a mistake that need not be waited for
@@ -188,7 +189,16 @@ class ModelPolicy:
         probes = self._probes(found, known, uncertain, best, meets, demand_fps, now_s)
         dearest_s = max(option.cloud_s for option in found)
         why = self._why(
-            current, kept, able_fps, best, meets, holds, aim_fps, now_s, since_look_s, LEAST_GAIN * dearest_s
+            current,
+            kept,
+            able_fps,
+            best,
+            meets,
+            holds,
+            aim_fps,
+            now_s,
+            since_look_s,
+            LEAST_GAIN * dearest_s + CAUTION * uncertain.cloud_s(best),
         )
         if why:
             self._left = (current.splits, current.codec)
@@ -517,6 +527,8 @@ class _Uncertainty:
 
     def __init__(self, known: Known) -> None:
         self._payloads = known.payloads
+        self._decodes = known.decodes
+        self._decode_s = {route: payload.decode_s for route, payload in known.costs.payloads.items()}
         self._link = known.link
         self._link_hope = 1.0 + known.link * (known.link_hope - 1.0)
         self._device = _spreads(known.costs.device_s, known.device)
@@ -526,6 +538,16 @@ class _Uncertainty:
         """The largest of the three."""
         split = option.split
         return max(self._device[split], self._payloads[split, option.codec], self._cloud[split])
+
+    def cloud_s(self, choice: Choice) -> float:
+        """How much more cloud time a choice may take than believed."""
+        total_s = 0.0
+        for option, share in ((choice.first, choice.share), (choice.second, 1.0 - choice.share)):
+            decode_s = self._decode_s.get((option.split, option.codec), 0.0)
+            decode_spread = self._decodes.get((option.split, option.codec), 1.0)
+            tasks_s = max(0.0, option.cloud_s - decode_s)
+            total_s += share * math.hypot(decode_s * decode_spread, tasks_s * self._cloud[option.split])
+        return total_s
 
     def link_of(self, option: Option) -> float:
         """That of the link, where the link matters to the option."""
