@@ -30,6 +30,7 @@ STALE_S = 600.0  # age at which an estimate is worth nothing any more
 UNKNOWN = 0.7  # relative uncertainty of what was only inferred
 UNKNOWN_CODEC = 0.9  # of a payload that was seen with another codec; of one never seen there is no telling
 ROOM_ITEMS = 2  # beside one for each core, the items of a live source that wait: one in the sensor, one for a worker
+AS_LARGE = 0.02  # relative; payloads of one split that differ by less are the same
 PACKET_BYTES = 1500  # a payload that fits into one packet; no codec makes it better
 CLOUD_SPEED = 4.0  # how much faster than a device the cloud is, until a task ran on both sides
 
@@ -398,8 +399,11 @@ class Estimates:
             if means is None:
                 unknown.append(route)
                 continue
-            decode_s = means.decode.value if means.decode.count else means.encode.value * self._decode_share(ratio)
-            found[route] = Payload(means.size.value, means.encode.value, decode_s)
+            alike = self._alike(*route)
+            encode_s = _pooled([each.encode for each in alike])
+            decodes = [each.decode for each in alike if each.decode.count]
+            decode_s = _pooled(decodes) if decodes else encode_s * self._decode_share(ratio)
+            found[route] = Payload(means.size.value, encode_s, decode_s)
             spreads[route] = max(means.size.spread(self.now_s), 0.5 * means.encode.spread(self.now_s))
         if unknown:
             raw_bytes, slowness = self._raw_payloads()
@@ -415,10 +419,22 @@ class Estimates:
                 spreads[split, codec] = UNKNOWN_CODEC if split in raw_bytes else 1.0
         return found, spreads
 
+    def _alike(self, split: int, codec: str) -> list[_PayloadMeans]:
+        """What is known of this split and codec, and of other codecs that make no smaller or larger payloads of it.
+
+        They do the same then (to a JPEG, or to noise), and what their times differ by is luck.
+        """
+        own = self._payloads[split, codec]
+        size_bytes = own.size.value
+        return [
+            means
+            for (other, _), means in self._payloads.items()
+            if other == split and abs(means.size.value - size_bytes) <= AS_LARGE * size_bytes
+        ]
+
     def told(self, route: tuple[int, str]) -> bool:
         """Whether the cloud has told what decoding this split and codec costs."""
-        means = self._payloads.get(route)
-        return means is not None and means.decode.count > 0
+        return route in self._payloads and any(means.decode.count for means in self._alike(*route))
 
     def _decode_share(self, ratio: float) -> float:
         """Decoding there by encoding here, from the payloads whose decoding the cloud has told.
@@ -440,6 +456,10 @@ class Estimates:
             if raw > TRAIN_BYTES:
                 slowness = min(slowness, means.encode.value / (raw * encode_s))
         return raw_bytes, slowness if math.isfinite(slowness) else 1.0
+
+
+def _pooled(means: Sequence[Mean]) -> float:
+    return sum(mean.total for mean in means) / sum(mean.count for mean in means)
 
 
 def _in_cloud_s(observation: Observation) -> float:

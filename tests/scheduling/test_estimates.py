@@ -169,6 +169,21 @@ def test_decoding_not_told_yet_is_inferred_from_other_payloads_and_not_from_task
     assert found.costs([(1, "none")]).payloads[1, "none"].decode_s == pytest.approx(0.0015)
 
 
+def test_codecs_that_make_no_difference_share_their_times() -> None:
+    payloads = {
+        (2, "none"): PayloadCost(9, 450_000, 0.009, 9, 0.009),
+        (2, "lz4"): PayloadCost(1, 50_100, 0.011, 1, 0.001),
+        (2, "zstd"): PayloadCost(1, 25_000, 0.030, 1, 0.005),
+    }
+    found = estimates(observation(0.5, payloads=payloads), codecs=("none", "lz4", "zstd"))
+    costs = found.costs([(2, "none"), (2, "lz4"), (2, "zstd")]).payloads
+    for codec in ("none", "lz4"):
+        assert costs[2, codec].encode_s == pytest.approx(0.002)
+        assert costs[2, codec].decode_s == pytest.approx(0.001)
+    assert costs[2, "zstd"].encode_s == pytest.approx(0.030)
+    assert costs[2, "zstd"].decode_s == pytest.approx(0.005)
+
+
 def test_under_a_quota_tasks_cost_their_cpu_time_and_a_stalled_device_leaves_its_link_fast() -> None:
     def starved(now_s: float, transfer_s: float, window_full_s: float = 0.0) -> Observation:
         return observation(
