@@ -8,7 +8,7 @@ from task_offload.scheduling.observation import Decision, Observation, PayloadCo
 from task_offload.scheduling.policy import Goal, ModelPolicy
 from task_offload.scheduling.simulation.drawn import draw
 from task_offload.scheduling.simulation.laboratory import Run, goal_of, judge, run
-from task_offload.scheduling.simulation.worlds import ALL_CODECS, SYNTHETIC, TRAFFIC, World, always
+from task_offload.scheduling.simulation.worlds import ALL_CODECS, BALL_MEMORY, SYNTHETIC, TRAFFIC, World, always
 
 HEAVY = World("heavy middle", TRAFFIC, 15.0, always(2.5), link_mbit=always(40.0), duration_s=60.0)
 
@@ -58,6 +58,13 @@ def test_a_device_that_slows_again_and_again_is_believed_each_time(seed: int) ->
     slowdown = tuple((25.0 * number, 1.5 if number % 2 == 0 else 3.2) for number in range(20))
     found = simulate(replace(HEAVY, target_fps=12.0, slowdown=slowdown, duration_s=500.0, steady=False), seed)
     assert judge(found).met_share > 0.85
+
+
+def test_one_lucky_measurement_is_no_saving() -> None:
+    """The splits 4 to 6 cost the cloud the same within a tenth; a single payload tells its time to a third."""
+    world = World("alike", BALL_MEMORY, 150.0, always(4.0), link_mbit=always(100.0), quota=True, duration_s=120.0)
+    for seed in range(1, 4):
+        assert [decision.shares for _, decision in switches(simulate(world, seed))] == []
 
 
 def test_a_mix_meets_its_target_though_a_live_source_loses_items_during_long_ones() -> None:
