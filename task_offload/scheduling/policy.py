@@ -25,7 +25,8 @@ SIGMAS = 1.5  # standard deviations of the throughput that the margin covers, wi
 LEAST_MARGIN, MOST_MARGIN = 0.005, 0.09  # capacity above the target that a choice aims at; more where items differ more
 ENOUGH = 0.98  # below this share of the target, the choice in force has to go
 GAIN = 0.05  # a change of the set of splits must save or gain at least this
-SHARE_STEP = 0.02  # smaller changes of a share are not worth a decision
+SHARE_STEP = 0.02  # smaller changes of a share are not worth a decision,
+CAPACITY_STEP = 0.01  # unless they give so much more throughput: where one split takes many times longer
 PATIENCE_S = 6.0  # over which a saving is averaged before it is taken
 MAX_PATIENCE_S = 600.0
 CAUTION = 0.5  # of the uncertainty of what it would cost, a saving must be larger than that too
@@ -331,7 +332,8 @@ class ModelPolicy:
         return cost_model.mixed(first, second, min(max(share, MIN_SHARE), 1.0 - MIN_SHARE))
 
     def _trim(self, current: Choice, kept: Choice, demand_fps: float) -> Decision | None:
-        if abs(kept.share - current.share) < SHARE_STEP:
+        faster = kept.capacity_fps > (1.0 + CAPACITY_STEP) * current.capacity_fps
+        if abs(kept.share - current.share) < SHARE_STEP and not faster:
             return None
         split = min(kept.splits)
         reason = f"{kept.shares[split]:.0%} of the items at split {split}, the rest at {max(kept.splits)}"
