@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from task_offload.config import parse_cloud, parse_device
-from task_offload.errors import ConfigError
 from task_offload.runner import Kind, Runner, States
 from task_offload.task import Item, load_app
 from task_offload.wire.codec import Decoder, Encoder
@@ -144,10 +143,7 @@ def _commands() -> list[Any]:
 def test_every_command_is_one_that_the_scripts_take(command: str) -> None:
     _, script, *argv = shlex.split(command)
     parse: Any = parse_device if script.startswith("iot") else parse_cloud
-    try:
-        parse(argv, {"HOST": "203.0.113.7"})
-    except ConfigError as error:
-        pytest.fail(str(error))
+    assert parse(argv, {"HOST": "203.0.113.7"})
 
 
 @pytest.mark.skipif(tomllib is None, reason="reads pyproject.toml with tomllib, which is in Python 3.11")

@@ -17,6 +17,7 @@ MEMORY_S = 30.0  # how long it counts how far threads that are busy by the clock
 CROWD_PACE = 0.2  # of the new in the mean of how many threads are busy
 STEP = 0.25  # relative; a larger difference is believed at once
 BUSY = 0.6  # used more than this, the device may be the limit: what threads, TLS and acks cost counts nowhere
+LEAST_CORES = 1e-3  # a process that got no core at all will get one some time
 DELAY_MEMORY_S = 2.0  # how long delays and what goes with them count
 DECLINE_S, RECOVERY_S = 10.0, 60.0  # in which what is seen of the cores while they are not busy is believed
 
@@ -49,7 +50,7 @@ class _Shares(NamedTuple):
         """Cores for the process if `most` of its threads want to run at a time, or as many as did, each for the share
         of a core that they got."""
         wanted_s = self.ran_s + self.delayed_s
-        return self.ran_s / wanted_s * max(wanted_s / self.span_s, most) if wanted_s else most
+        return max(LEAST_CORES, self.ran_s / wanted_s * max(wanted_s / self.span_s, most)) if wanted_s else most
 
 
 class Processor:

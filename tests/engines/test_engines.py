@@ -90,8 +90,20 @@ DEATHS = 4
 
 
 async def until_gone(address: str, dask_scheduler: Any) -> None:
-    while address in dask_scheduler.workers:
-        await asyncio.sleep(0.01)
+    """Runs in the scheduler's process, until that has noticed the worker's end."""
+    from distributed import SchedulerPlugin
+
+    gone = asyncio.Event()
+
+    class Watch(SchedulerPlugin):  # type: ignore[misc]
+        def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
+            if worker == address:
+                gone.set()
+
+    dask_scheduler.add_plugin(Watch(), name="until gone")
+    if address in dask_scheduler.workers:
+        await gone.wait()
+    dask_scheduler.remove_plugin("until gone")
 
 
 def held_units() -> int:

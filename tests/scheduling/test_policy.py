@@ -196,11 +196,11 @@ def arbitrary(random_: random.Random, now_s: float) -> Observation:
 
     def task() -> TaskCost:
         items = count()
-        return TaskCost(items, seconds() if items else 0.0, random_.randint(0, items))
+        return TaskCost(items, seconds() if items else 0.0, random_.randint(0, items), seconds())
 
     def payload() -> PayloadCost:
         items = count()
-        return PayloadCost(items, items * random_.choice([1, 200, 400_000]), seconds(), count(), seconds())
+        return PayloadCost(items, items * random_.choice([1, 200, 400_000]), seconds(), count(), seconds(), seconds())
 
     acked = count()
     return Observation(
@@ -226,6 +226,9 @@ def arbitrary(random_: random.Random, now_s: float) -> Observation:
         transfer_s=seconds(),
         latency_s=seconds(),
         late=count(),
+        cores=random_.choice([1, 4]),
+        cpu_s=random_.choice([None, 0.0, 0.01, 0.4]),
+        delayed_s=random_.choice([None, 0.0, 0.4, 7.0]),
     )
 
 

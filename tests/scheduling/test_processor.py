@@ -89,6 +89,12 @@ def test_where_delays_are_not_told_threads_that_are_busy_share_the_core() -> Non
     assert processor.share == 1.0
 
 
+def test_a_process_that_gets_no_core_at_all_is_slow_and_breaks_nothing() -> None:
+    processor = follow([seen(0.0, 0.0, 0.0, 1.0)] * 3)
+    assert 0.0 < processor.cores < 0.01
+    assert processor.starved
+
+
 def test_an_interval_in_which_nothing_ran() -> None:
     processor = follow([seen(0.0, 0.0, 0.0, 0.0)] * 3)
     assert processor.own_s(0.2, 0.1) == pytest.approx(0.2)
