@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -42,6 +42,19 @@ def _temperature_c() -> float:
     return float(max((each.current for group in sensors.values() for each in group), default=math.nan))
 
 
+class Delays(NamedTuple):
+    """How this process's threads met for a core.
+
+    Attributes:
+        seconds: how long they could have run and waited for a core, all of them together.
+        threads: how many of them the work is spread over: the inverse of Herfindahl's index, (sum of w)^2 by the sum
+            of w^2, of the time w that each of them wanted to run. 1 if none did.
+    """
+
+    seconds: float
+    threads: float
+
+
 class DelayMeter:
     """How long this process's threads could have run and waited for a core, which others had, or a quota was used up.
 
@@ -51,20 +64,27 @@ class DelayMeter:
 
     def __init__(self, tasks: Path = Path("/proc/self/task")) -> None:
         self._tasks = tasks
-        self._seen_ns: dict[str, int] = {}
+        self._seen_ns: dict[str, tuple[int, int]] = {}
         self.measure()
 
-    def measure(self) -> float | None:
-        """Seconds since the call before, of all threads that still run; None where the system does not count them."""
-        found_ns: dict[str, int] = {}
-        counted = False
+    def measure(self) -> Delays | None:
+        """Since the call before, of all threads that still run; None where the system does not count them."""
+        found_ns: dict[str, tuple[int, int]] = {}
         with suppress(OSError):
             for thread in self._tasks.iterdir():
                 with suppress(OSError, ValueError):  # a thread that has ended meanwhile
                     ran_ns, waited_ns, _ = map(int, (thread / "schedstat").read_bytes().split())
-                    found_ns[thread.name] = waited_ns
-                    counted = counted or ran_ns > 0
+                    found_ns[thread.name] = ran_ns, waited_ns
         seen_ns, self._seen_ns = self._seen_ns, found_ns
-        if not counted:
+        if not any(ran_ns for ran_ns, _ in found_ns.values()):
             return None
-        return sum(max(0, ns - seen_ns.get(thread, 0)) for thread, ns in found_ns.items()) / 1e9
+        waited_s, squares = 0.0, 0.0
+        wanted_s = 0.0
+        for name, (ran_ns, waited_ns) in found_ns.items():
+            ran_before_ns, waited_before_ns = seen_ns.get(name, (0, 0))
+            own_s = max(0, waited_ns - waited_before_ns) / 1e9
+            waited_s += own_s
+            own_s += max(0, ran_ns - ran_before_ns) / 1e9
+            wanted_s += own_s
+            squares += own_s * own_s
+        return Delays(waited_s, wanted_s * wanted_s / squares if squares else 1.0)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from task_offload.observe.latency import LatencyHistogram
+from task_offload.observe.load import Delays
 from task_offload.scheduling.observation import Observation, PayloadCost, TaskCost
 from task_offload.wire.messages import Costs
 
@@ -181,7 +182,7 @@ class DeviceMeters:
         away: bool,
         cpu_s: float | None = None,
         window_full_s: float = 0.0,
-        delayed_s: float | None = None,
+        delays: Delays | None = None,
     ) -> Observation:
         """What happened since the observation before. See `Observation` for the arguments."""
         with self._lock:
@@ -219,7 +220,8 @@ class DeviceMeters:
                 latency_s=self._latency_s / self._latencies if self._latencies else None,
                 late=self._late,
                 cpu_s=cpu_s,
-                delayed_s=delayed_s,
+                delayed_s=delays.seconds if delays is not None else None,
+                threads=delays.threads if delays is not None else 1.0,
             )
             self._captured_before = self.captured
             self._payloads.clear()

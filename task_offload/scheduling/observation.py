@@ -85,6 +85,7 @@ class Observation:
         cpu_s: CPU seconds that the device's process got; None where that is not measured.
         delayed_s: how long its threads could have run and waited for a core, all of them together; None where that is
             not measured, and the CPU seconds of tasks and payloads neither.
+        threads: how many of them wanted to run, as `observe.load.Delays` counts them.
     """
 
     now_s: float
@@ -115,6 +116,7 @@ class Observation:
     late: int = 0
     cpu_s: float | None = None
     delayed_s: float | None = None
+    threads: float = 1.0
 
     @property
     def fps(self) -> float:

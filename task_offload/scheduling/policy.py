@@ -364,7 +364,7 @@ class ModelPolicy:
             # There is time then: each attempt at better waits longer than the one before, unless something changed.
             rest_s = min(self._rest_s, JUDGED_S) if self._estimates.stepped else self._rest_s
             if (best.splits, best.codec) == self._left and best.capacity_fps < MUCH_FASTER * able_fps:
-                rest_s = TRIAL_S  # it was worse than it looked a moment ago
+                rest_s = max(rest_s, TRIAL_S)  # it was worse than it looked a moment ago
             rested = now_s - self._switched_s >= rest_s
         faster = rested and best.capacity_fps > (1.0 + GAIN) * able_fps
         late = not self._in_time(current)

@@ -19,6 +19,7 @@ STEP = 0.25  # relative; a larger difference is believed at once
 BUSY = 0.6  # used more than this, the device may be the limit: what threads, TLS and acks cost counts nowhere
 LEAST_CORES = 1e-3  # a process that got no core at all will get one some time
 DELAY_MEMORY_S = 2.0  # how long delays and what goes with them count
+SHORT = 0.1  # of what a process wants to run: if it waits for less, it may be that nothing holds it back
 DECLINE_S, RECOVERY_S = 10.0, 60.0  # in which what is seen of the cores while they are not busy is believed
 
 
@@ -28,12 +29,14 @@ class _Shares(NamedTuple):
     Attributes:
         span_s: how long it was.
         ran_s, delayed_s: what the process got, and what its threads waited for a core.
+        spread_s: both together, times the threads that wanted it.
         worked_s, waited_s: CPU time of tasks and payloads, and what these were busy beside it.
     """
 
     span_s: float
     ran_s: float
     delayed_s: float
+    spread_s: float
     worked_s: float
     waited_s: float
 
@@ -47,10 +50,13 @@ class _Shares(NamedTuple):
         return self.ran_s + self.delayed_s > BUSY * self.span_s
 
     def cores(self, most: float) -> float:
-        """Cores for the process if `most` of its threads want to run at a time, or as many as did, each for the share
-        of a core that they got."""
+        """Cores for the process, which can use `most`, if all threads that wanted to run do so at a time: each gets the
+        share of a core that it got."""
         wanted_s = self.ran_s + self.delayed_s
-        return max(LEAST_CORES, self.ran_s / wanted_s * max(wanted_s / self.span_s, most)) if wanted_s else most
+        if not wanted_s:
+            return most
+        threads = min(most, self.spread_s / wanted_s) if self.delayed_s > SHORT * wanted_s else most
+        return max(LEAST_CORES, self.ran_s / self.span_s, threads * self.ran_s / wanted_s)
 
 
 class Processor:
@@ -63,10 +69,11 @@ class Processor:
     def __init__(self) -> None:
         self.cores = 1.0
         self._crowd = 1.0  # busy threads for each core
-        self._cpu_s = self._busy_s = 0.0  # of late: what the process got, and what its threads were busy by the clock
+        # Of late: what the process got, and what its threads were busy by the clock without the wait for a core.
+        self._cpu_s = self._busy_s = 0.0
         self._rest_s = self._items = 0.0  # of late: CPU time of no task and no payload, and items captured
         self._delays_told = False
-        self._recent = _Shares(0.0, 0.0, 0.0, 0.0, 0.0)  # of the last seconds
+        self._recent = _Shares(*[0.0] * len(_Shares._fields))  # of the last seconds
         self._before = self._recent  # the interval before
         self._strikes = 0  # intervals in a row that were far from these seconds
         self._waits = 1.0  # of what a task is busy beside its CPU time, what it did not wait for a core or a lock
@@ -81,8 +88,9 @@ class Processor:
         if observation.cpu_s is not None:
             keep = math.exp(-interval_s / MEMORY_S)
             self._cpu_s = keep * self._cpu_s + observation.cpu_s
-            self._busy_s = keep * self._busy_s + busy_s
-            # Under a CPU quota, or behind one lock, two threads that are busy by the clock get on no faster than one.
+            self._busy_s = keep * self._busy_s + max(0.0, busy_s - (observation.delayed_s or 0.0))
+            # Behind one lock, two threads that are busy by the clock get on no faster than one. (Nor under a quota, for
+            # all that is known where delays are not told.)
             if self._cpu_s < self._busy_s:
                 cores = max(1.0, cores * self._cpu_s / self._busy_s)
         if observation.cpu_s is not None and observation.delayed_s is not None:
@@ -108,7 +116,8 @@ class Processor:
         keep = math.exp(-interval_s / MEMORY_S)
         self._rest_s = keep * self._rest_s + ran_s - worked_s
         self._items = keep * self._items + observation.captured
-        now = _Shares(interval_s, ran_s, delayed_s, worked_s, max(0.0, busy_s - worked_s))
+        spread_s = observation.threads * (ran_s + delayed_s)
+        now = _Shares(interval_s, ran_s, delayed_s, spread_s, worked_s, max(0.0, busy_s - worked_s))
         recent = now.after(self._recent, math.exp(-interval_s / DELAY_MEMORY_S))
         if abs(now.cores(cores) - recent.cores(cores)) > STEP * recent.cores(cores) and now.busy:
             self._strikes += 1

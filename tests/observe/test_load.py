@@ -1,6 +1,8 @@
 from pathlib import Path
 
-from task_offload.observe.load import DelayMeter
+import pytest
+
+from task_offload.observe.load import DelayMeter, Delays
 
 
 def thread(tasks: Path, number: int, ran_ns: int, waited_ns: int) -> None:
@@ -13,8 +15,11 @@ def test_delays_of_all_threads_since_the_call_before(tmp_path: Path) -> None:
     meter = DelayMeter(tmp_path)
     thread(tmp_path, 1, 20, 1_500_000_000)
     thread(tmp_path, 2, 5, 250_000_000)
-    assert meter.measure() == 0.75
-    assert meter.measure() == 0.0
+    delays = meter.measure()
+    assert delays is not None
+    assert delays.seconds == 0.75
+    assert delays.threads == pytest.approx(0.75**2 / (0.5**2 + 0.25**2))
+    assert meter.measure() == Delays(0.0, 1.0)
 
 
 def test_a_thread_that_has_ended(tmp_path: Path) -> None:
@@ -23,7 +28,7 @@ def test_a_thread_that_has_ended(tmp_path: Path) -> None:
     meter = DelayMeter(tmp_path)
     (tmp_path / "2" / "schedstat").unlink()
     thread(tmp_path, 1, 10, 2_000_000_000)
-    assert meter.measure() == 2.0
+    assert meter.measure() == Delays(2.0, 1.0)
 
 
 def test_a_system_that_does_not_count_them(tmp_path: Path) -> None:
@@ -33,5 +38,5 @@ def test_a_system_that_does_not_count_them(tmp_path: Path) -> None:
 
 
 def test_this_process() -> None:
-    delay_s = DelayMeter().measure()
-    assert delay_s is None or delay_s >= 0.0
+    delays = DelayMeter().measure()
+    assert delays is None or (delays.seconds >= 0.0 and delays.threads >= 1.0)

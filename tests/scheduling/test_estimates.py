@@ -192,6 +192,7 @@ def test_under_a_quota_tasks_cost_their_cpu_time_and_a_stalled_device_leaves_its
             cores=2,
             cpu_s=0.05,
             delayed_s=1.0,
+            threads=2.0,
             transfer_bytes=1_000_000,
             transfer_s=transfer_s,
             window_full_s=window_full_s,

@@ -229,6 +229,7 @@ def arbitrary(random_: random.Random, now_s: float) -> Observation:
         cores=random_.choice([1, 4]),
         cpu_s=random_.choice([None, 0.0, 0.01, 0.4]),
         delayed_s=random_.choice([None, 0.0, 0.4, 7.0]),
+        threads=random_.choice([1.0, 3.5]),
     )
 
 

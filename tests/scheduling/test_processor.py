@@ -7,7 +7,13 @@ from task_offload.scheduling.processor import Processor
 
 
 def seen(
-    busy_s: float, cpu_s: float, process_s: float, delayed_s: float | None, cores: int = 2, encode_cpu_s: float = 0.0
+    busy_s: float,
+    cpu_s: float,
+    process_s: float,
+    delayed_s: float | None,
+    cores: int = 2,
+    encode_cpu_s: float = 0.0,
+    threads: float = 2.0,
 ) -> Observation:
     """Half a second with one task that was busy and ran for so long."""
     return Observation(
@@ -22,6 +28,7 @@ def seen(
         cores=cores,
         cpu_s=process_s,
         delayed_s=delayed_s,
+        threads=threads,
     )
 
 
@@ -60,6 +67,13 @@ def test_cores_that_are_free_again_are_found_when_they_are_wanted_or_after_a_whi
     wanted = seen(0.9, 0.9, 0.95, 0.01)
     assert follow([QUOTA] * 10 + [wanted] * 20).cores == pytest.approx(2.0, rel=0.1)
     assert follow([QUOTA] * 10 + [IDLE] * 400).cores > 1.5
+
+
+def test_a_quota_is_known_before_it_is_used_up() -> None:
+    """Two threads wait for each other's turn in bursts, with pauses between; one thread alone gets no more than it got."""
+    assert follow([seen(0.4, 0.18, 0.2, 0.2)] * 5).cores == pytest.approx(1.0)
+    assert follow([seen(0.4, 0.18, 0.2, 0.2, threads=1.0)] * 5).cores == pytest.approx(0.5)
+    assert follow([seen(0.2, 0.18, 0.2, 0.005, threads=1.0)] * 5).cores == pytest.approx(2.0, rel=0.05)
 
 
 def test_a_quota_that_halves_is_a_step() -> None:

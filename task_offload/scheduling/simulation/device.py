@@ -419,6 +419,7 @@ class SimulatedDevice:
             late=interval.late,
             cpu_s=interval.device_s * share if share else None,
             delayed_s=interval.device_s * (1.0 - share) if share else None,
+            threads=float(self.world.cores),
         )
 
     def _wobble(self, items: float, task_s: float | None = None) -> float:
