@@ -78,13 +78,12 @@ class DelayMeter:
         seen_ns, self._seen_ns = self._seen_ns, found_ns
         if not any(ran_ns for ran_ns, _ in found_ns.values()):
             return None
-        waited_s, squares = 0.0, 0.0
-        wanted_s = 0.0
+        waited = wanted = squares = 0.0
         for name, (ran_ns, waited_ns) in found_ns.items():
             ran_before_ns, waited_before_ns = seen_ns.get(name, (0, 0))
-            own_s = max(0, waited_ns - waited_before_ns) / 1e9
-            waited_s += own_s
-            own_s += max(0, ran_ns - ran_before_ns) / 1e9
-            wanted_s += own_s
-            squares += own_s * own_s
-        return Delays(waited_s, wanted_s * wanted_s / squares if squares else 1.0)
+            own = max(0, waited_ns - waited_before_ns)
+            waited += own
+            own += max(0, ran_ns - ran_before_ns)
+            wanted += own
+            squares += own * own
+        return Delays(waited / 1e9, wanted * wanted / squares if squares else 1.0)
