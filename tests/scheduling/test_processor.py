@@ -70,7 +70,7 @@ def test_cores_that_are_free_again_are_found_when_they_are_wanted_or_after_a_whi
 
 
 def test_a_quota_is_known_before_it_is_used_up() -> None:
-    """Two threads wait for each other's turn in bursts, with pauses between; one thread alone gets no more than it got."""
+    """Two threads wait for each other in bursts, with pauses between; one thread alone gets no more than it got."""
     assert follow([seen(0.4, 0.18, 0.2, 0.2)] * 5).cores == pytest.approx(1.0)
     assert follow([seen(0.4, 0.18, 0.2, 0.2, threads=1.0)] * 5).cores == pytest.approx(0.5)
     assert follow([seen(0.2, 0.18, 0.2, 0.005, threads=1.0)] * 5).cores == pytest.approx(2.0, rel=0.05)
