@@ -9,21 +9,18 @@ better if things are as good as they may be, is probed by single items, which co
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from task_offload.scheduling import cost_model
-from task_offload.scheduling.cost_model import Choice, Costs, Option
+from task_offload.scheduling.cost_model import Choice, Option
 from task_offload.scheduling.estimates import Estimates, Known
+from task_offload.scheduling.judgement import ENOUGH, JUDGED_S, TOLERANCE, Judgement
 from task_offload.scheduling.observation import Decision, Observation, Route
+from task_offload.scheduling.probing import LINK_MATTERS, SURE, Probing, Uncertainty
+from task_offload.scheduling.reasons import LOSSY, Change
 
-TOLERANCE = 0.03  # a stretch of `JUDGED_S` seconds below the target by less than this still meets it
-JUDGED_S = 3.0
-SIGMAS = 1.5  # standard deviations of the throughput that the margin covers, with what is tolerated
-LEAST_MARGIN, MOST_MARGIN = 0.005, 0.09  # capacity above the target that a choice aims at; more where items differ more
-ENOUGH = 0.98  # below this share of the target, the choice in force has to go
 GAIN = 0.05  # a change of the set of splits must save or gain at least this
 SHARE_STEP = 0.02  # smaller changes of a share are not worth a decision,
 CAPACITY_STEP = 0.01  # unless they give so much more throughput: where one split takes many times longer
@@ -34,29 +31,15 @@ LEAST_GAIN = 0.005  # and a saving at least so much of what running everything i
 TRIAL_S = 60.0  # a saving that fails within this time was a mistake
 MUCH_FASTER = 1.2  # than what was left for being slower: a mistake that need not be waited for
 FORGIVE_S = 300.0  # after this time without a failure, patience halves
-SURE = 0.35  # relative uncertainty up to which a cost counts as known
-PROBES_AT_ONCE = 4
-PROBE_WAIT_S = 4.0  # a probe that has not come back by then is lost
-PROBE_PAUSE_S = 5.0  # between probes while the target is met
-PROBE_SHARE = 0.1  # of the time since the last switch, what probes may cost beside what they give
 MOVING = 0.1  # a link with more unrest than this recovers as often as it falls: wait a little
 MOST_UNREST = 0.3  # of a link that moves, at most so much of its mean is not counted on
 LOOK_AROUND_S = 2.0  # between looks at all other choices, while the one in force holds
 CATCH_UP = 0.7  # of what the last seconds lacked, the shares make up for in the next as many
 CATCH_UP_LEAST, CATCH_UP_MOST = -0.15, 0.3
-DOUBT_S = 0.5  # a throughput that is too low, and lower than predicted, for longer makes old costs doubtful
-LASTING_S = 8.0  # a throughput that is too low for so long is believed before the model
 IN_TIME = 0.9  # of --max-latency, what items may take on average
 LEAST_INSIDE = 2.0  # items, whatever --max-latency is: the device works on one while another is on its way
-LATE_SHARE, LATE_PACE = 0.05, 0.1  # of the items may be later than --max-latency
-LATENCY_UP, LATENCY_DOWN, MOST_LATENCY_FACTOR = 1.02, 0.999, 3.0  # at each interval with more, or fewer, too late
 LEAST_FPS = 0.01  # a source that yields nothing for a while is not asked for nothing
 MIN_SHARE = 0.002  # of either split of a mix
-LOSSY = "jpeg:90"  # what a link that is too slow for all lossless payloads would need
-LINK_MATTERS = 0.5  # of its busiest resource's use, an option's use of the link
-HOPE = 0.9  # of its uncertainty, a cost may turn out to be lower
-LEARN = 0.03  # of a difference between prediction and throughput, at each interval
-LEARN_FIRST = 0.3  # of the first difference that was seen, a half of it of the second, and so on until `LEARN`
 
 
 @dataclass(frozen=True)
@@ -88,13 +71,23 @@ class Goal:
             raise ValueError(f"the target is {self.target_fps} FPS; it must be above 0")
 
 
-class _Past(NamedTuple):
-    """One interval: its length, items finished, items predicted at full capacity, whether something held them up."""
+class _State(NamedTuple):
+    """How the choice in force does.
 
-    seconds: float
-    finished: int
-    predicted: float
-    held: bool
+    Attributes:
+        demand_fps: throughput that is asked for and that the source gives; `aim_fps`: the same with a margin.
+        current: the choice in force.
+        kept: with the best shares for what is predicted; `trimmed`: and for what came of late.
+        able_fps: throughput that it can give; `holds`: whether that and its latency do.
+    """
+
+    demand_fps: float
+    aim_fps: float
+    current: Choice
+    kept: Choice
+    trimmed: Choice
+    able_fps: float
+    holds: bool
 
 
 class ModelPolicy:
@@ -102,31 +95,24 @@ class ModelPolicy:
 
     def __init__(self, goal: Goal) -> None:
         self._goal = goal
+        self._max_latency_s = math.inf if goal.max_latency_s is None else goal.max_latency_s
         self._estimates = Estimates(goal.splits, goal.stateful, goal.codecs)
+        self._judgement = Judgement(self._estimates)
+        self._probing = Probing()
         start = min(goal.splits, key=lambda split: abs(split - goal.start))
         self._shares: dict[int, float] = {start: 1.0}
         self._codec = goal.codecs[0]
-        self._pending: dict[tuple[int, str], float] = {}
         self._switched_s = -math.inf
         self._left: tuple[frozenset[int], str] | None = None  # splits and codec before the last switch
-        self._before = 0  # items captured before the last switch and not finished yet
         self._saved_s = -math.inf
         self._patience_s = PATIENCE_S
         self._rest_s = 0.0  # least time between switches while the target is out of reach
         self._forgiven_s = 0.0
-        self._probed_s = -math.inf
         self._looked_s = -math.inf
         self._looked_fps = math.inf
         self._learned = False  # a probe came back since
-        self._latency_factor = 1.0  # of what waiting in queues makes of a latency
-        self._late = 0.0  # share of the items that were too late of late
-        self._recent: deque[_Past] = deque()  # the last intervals, JUDGED_S together
         self._short_s = 0.0  # how long the target is out of reach for the splits in force
         self._saving = 0.0  # mean of what the best choice would have saved of late, relative
-        self._lift = 0.0  # of the aim: what a mix has lacked all the time, where its unequal items wait for each other
-        self._judged = 0  # intervals that corrected the model
-        self._lacking_s = 0.0  # how long the throughput has been too low, whatever is predicted
-        self._unrest = 0.0  # variance of throughput over JUDGED_S, relative
 
     def start(self) -> Decision:
         (split,) = self._shares
@@ -150,67 +136,63 @@ class ModelPolicy:
         return max(LEAST_INSIDE, IN_TIME * self._max_latency_s * predicted.capacity_fps)
 
     def decide(self, observation: Observation) -> Decision | None:
-        now_s = observation.now_s
         if observation.in_local_outage:
-            self._recent.clear()
+            self._judgement.interrupted()
             return None
-        estimates = self._estimates
+        now_s, estimates = observation.now_s, self._estimates
         estimates.add(observation)
-        for route, since_s in list(self._pending.items()):
-            cost = observation.payloads.get(route)
-            if (cost is not None and cost.decoded) or now_s - since_s > PROBE_WAIT_S:
-                del self._pending[route]
-                self._learned = True
-        in_force = [(split, self._codec) for split in sorted(self._shares)]
-        current = self._current(cost_model.options(estimates.costs(in_force)))
-        demand_fps = max(LEAST_FPS, min(self._goal.target_fps, estimates.source_rate))
-        aim_fps = demand_fps * (1.0 + self._margin())
-        fps = self._check(observation, current, demand_fps, aim_fps)
-        kept = self._kept(current, aim_fps, None)
-        trimmed = kept if fps is None else self._kept(current, aim_fps, fps)
-        lacks = fps is not None and fps < ENOUGH * demand_fps
-        self._lacking_s = self._lacking_s + observation.interval_s if lacks else 0.0
-        if fps is not None and self._lacking_s > DOUBT_S and kept.capacity_fps > (1.0 + GAIN) * fps:
-            estimates.doubt(JUDGED_S * fps)
-        able_fps = max(kept.capacity_fps, fps or 0.0)  # what was seen is possible, whatever is predicted
-        if fps is not None and self._lacking_s > LASTING_S:
-            able_fps = fps  # and so is what was not, after a while
-        holds = able_fps >= ENOUGH * demand_fps and self._in_time(current)
-        worse = not holds and able_fps < (1.0 - TOLERANCE) * self._looked_fps
+        self._learned |= self._probing.returned(observation)
+        state = self._state(observation)
+        worse = not state.holds and state.able_fps < (1.0 - TOLERANCE) * self._looked_fps
         if not (worse or self._learned or estimates.stepped) and now_s - self._looked_s < LOOK_AROUND_S:
-            return self._trim(current, trimmed, demand_fps)
+            return self._trim(state)
         since_look_s = min(now_s - self._looked_s, LOOK_AROUND_S)
-        self._looked_s, self._looked_fps, self._learned = now_s, able_fps, False
+        self._looked_s, self._looked_fps, self._learned = now_s, state.able_fps, False
 
         known = self._cautious(estimates.known(estimates.routes))
         found = cost_model.options(known.costs)
-        uncertain = _Uncertainty(known)
-        sure = [o for o in found if self._in_force(o) or uncertain.of(o) < SURE]
-        best, meets = self._best(sure, demand_fps, aim_fps)
-        probes = self._probes(found, known, uncertain, best, meets, demand_fps, now_s)
-        dearest_s = max(option.cloud_s for option in found)
-        why = self._why(
-            current,
-            kept,
-            able_fps,
+        uncertain = Uncertainty(known)
+        sure = [option for option in found if self._in_force(option) or uncertain.of(option) < SURE]
+        best, meets = self._best(sure, state.demand_fps, state.aim_fps)
+        probes = self._probing.choose(
+            found,
+            uncertain,
+            state.current,
             best,
             meets,
-            holds,
-            aim_fps,
+            lambda hopeful: self._best(hopeful, state.demand_fps, state.demand_fps),
+            now_s - self._switched_s,
             now_s,
-            since_look_s,
-            LEAST_GAIN * dearest_s + CAUTION * uncertain.cloud_s(best),
         )
-        if why:
-            self._left = (current.splits, current.codec)
-            self._switch(why, observation)
-            return self._decision(best, self._reason(current, best, why, demand_fps, known.costs), probes)
-        trim = self._trim(current, trimmed, demand_fps)
+        self._forgive(now_s)
+        self._short_s = 0.0 if state.holds else self._short_s + since_look_s
+        rested = meets or self._has_rested(best, state.able_fps, now_s)
+        least_gain_s = LEAST_GAIN * max(option.cloud_s for option in found) + CAUTION * uncertain.cloud_s(best)
+        saves = self._saves(state, best, rested, least_gain_s, since_look_s)
+        needed = self._needed(state, best, rested)
+        if needed or saves:
+            reason = self._reason(state.current, best, needed, state.demand_fps, known)
+            self._switch(state.current, needed, observation)
+            return self._decision(best, reason, probes)
+        trim = self._trim(state)
         if not probes:
             return trim
         listed = ", ".join(f"{route.split} with {route.codec}" for route in probes)
         reason = f"one item each is tried at split {listed}: it may be better, and was not measured of late"
-        return self._decision(trimmed if trim is not None else current, reason, probes, routine=True)
+        return self._decision(state.trimmed if trim is not None else state.current, reason, probes, routine=True)
+
+    def _state(self, observation: Observation) -> _State:
+        judgement, estimates = self._judgement, self._estimates
+        in_force = [(split, self._codec) for split in sorted(self._shares)]
+        current = self._current(cost_model.options(estimates.costs(in_force)))
+        demand_fps = max(LEAST_FPS, min(self._goal.target_fps, estimates.source_rate))
+        aim_fps = demand_fps * (1.0 + judgement.margin)
+        fps = judgement.add(observation, current, demand_fps, aim_fps)
+        kept = self._kept(current, aim_fps, None)
+        trimmed = kept if fps is None else self._kept(current, aim_fps, fps)
+        able_fps = judgement.able_fps(fps, kept, demand_fps, observation.interval_s)
+        holds = able_fps >= ENOUGH * demand_fps and self._in_time(current)
+        return _State(demand_fps, aim_fps, current, kept, trimmed, able_fps, holds)
 
     def _decision(self, choice: Choice, reason: str, probes: tuple[Route, ...] = (), routine: bool = False) -> Decision:
         self._shares = {split: share for split, share in choice.shares.items() if share > 0}
@@ -233,70 +215,11 @@ class ModelPolicy:
         own = [option for option in found if self._in_force(option)]
         return cost_model.mixed(own[0], own[-1], self._shares[own[0].split])
 
-    def _check(self, observation: Observation, current: Choice, demand_fps: float, aim_fps: float) -> float | None:
-        """Compares what was predicted with what came, and corrects the model for the resource that is the limit.
-
-        Returns:
-            Throughput over the last `JUDGED_S`, or None if the splits in force are younger.
-        """
-        if self._goal.max_latency_s is not None and observation.finished:
-            self._late += LATE_PACE * (observation.late / observation.finished - self._late)
-            pace = LATENCY_UP if self._late > LATE_SHARE else LATENCY_DOWN
-            self._latency_factor = min(max(self._latency_factor * pace, 1.0), MOST_LATENCY_FACTOR)
-        recent = self._recent
-        if self._estimates.stepped:
-            recent.clear()
-        if self._before > 0:
-            self._before -= observation.finished
-            return None
-        recent.append(
-            _Past(
-                observation.interval_s,
-                observation.finished,
-                current.capacity_fps * observation.interval_s,
-                self._estimates.held(observation),
-            )
-        )
-        seconds = sum(past.seconds for past in recent)
-        if seconds < JUDGED_S:
-            return None
-        finished = sum(past.finished for past in recent)
-        predicted = sum(past.predicted for past in recent)
-        held = any(past.held for past in recent)
-        recent.popleft()
-        fps = finished / seconds
-        if not held:
-            self._lift *= 1.0 - LEARN
-            return min(fps, aim_fps)  # more was not possible, since there was no more
-        off = finished / predicted - 1.0
-        self._lift = min(max(self._lift + LEARN * (1.0 - fps / demand_fps), 0.0), CATCH_UP_MOST)
-        # The shares of a mix steer towards the aim, so there only what they could not level out counts.
-        rest = off if current.first is current.second else min(abs(off), abs(fps / aim_fps - 1.0))
-        self._unrest += LEARN * (rest * rest - self._unrest)
-        self._correct(current, min(max(off, -0.5), 0.5))
-        return fps
-
-    def _correct(self, current: Choice, off: float) -> None:
-        """The throughput was so much off what the limit of the choice in force allows."""
-        saturated = self._estimates.saturated(current.limit)
-        if not saturated and current.first is not current.second:
-            return  # it is not that limit: the items of a mix wait for each other, and the shares make up for it
-        learn = LEARN
-        if saturated and current.limit == cost_model.RESOURCES[cost_model.DEVICE]:
-            # What no task's time holds (threads, encryption, acks) shows at once, and noise evens out.
-            self._judged += 1
-            learn = max(LEARN, LEARN_FIRST / self._judged)
-        self._estimates.correct(current.limit, 1.0 + learn * off)
-
-    def _margin(self) -> float:
-        """`SIGMAS` standard deviations of the throughput, less what is tolerated."""
-        return min(max(SIGMAS * math.sqrt(self._unrest) - TOLERANCE, LEAST_MARGIN), MOST_MARGIN)
-
     # What is best
 
     def _best(self, found: Sequence[Option], demand_fps: float, aim_fps: float) -> tuple[Choice, bool]:
         """The cheapest choice that meets the demand, or else the fastest; and which of the two it is."""
-        usable = [option for option in found if option.latency_s * self._latency_factor <= self._max_latency_s]
+        usable = [option for option in found if self._in_time(option)]
         if not usable:
             return cost_model.single(min(found, key=lambda option: option.latency_s)), False
         for fps in (aim_fps, demand_fps):
@@ -305,12 +228,8 @@ class ModelPolicy:
                 return choice, True
         return cost_model.fastest(usable), False
 
-    @property
-    def _max_latency_s(self) -> float:
-        return math.inf if self._goal.max_latency_s is None else self._goal.max_latency_s
-
-    def _in_time(self, choice: Choice) -> bool:
-        return choice.latency_s * self._latency_factor <= self._max_latency_s
+    def _in_time(self, each: Choice | Option) -> bool:
+        return self._judgement.latency_s(each) <= self._max_latency_s
 
     def _kept(self, current: Choice, aim_fps: float, fps: float | None) -> Choice:
         """The best shares for the splits in force. They make up for what the last seconds lacked or had too much."""
@@ -322,189 +241,99 @@ class ModelPolicy:
             fastest = cost_model.mixed(first, second, cost_model.fastest_share(first, second))
             return fastest if fastest.capacity_fps > (1.0 + TOLERANCE) * current.capacity_fps else current
         if fps is not None:
-            lacking = self._lift + min(max(CATCH_UP * (aim_fps - fps) / aim_fps, CATCH_UP_LEAST), CATCH_UP_MOST)
-            caught_up = cost_model.cheapest_share(first, second, aim_fps * (1.0 + lacking))
+            lift = self._judgement.lift
+            lacking = min(max(CATCH_UP * (aim_fps - fps) / aim_fps, CATCH_UP_LEAST), CATCH_UP_MOST)
+            caught_up = cost_model.cheapest_share(first, second, aim_fps * (1.0 + lift + lacking))
             if caught_up is not None:
                 share = caught_up
-            elif self._lift:
+            elif lift:
                 share = cost_model.fastest_share(first, second)
         # The tie to one end is loose: leaving the set altogether is a switch, and needs its reason.
         return cost_model.mixed(first, second, min(max(share, MIN_SHARE), 1.0 - MIN_SHARE))
 
-    def _trim(self, current: Choice, kept: Choice, demand_fps: float) -> Decision | None:
-        faster = kept.capacity_fps > (1.0 + CAPACITY_STEP) * current.capacity_fps
-        if abs(kept.share - current.share) < SHARE_STEP and not faster:
+    def _trim(self, state: _State) -> Decision | None:
+        current, new = state.current, state.trimmed
+        faster = new.capacity_fps > (1.0 + CAPACITY_STEP) * current.capacity_fps
+        if abs(new.share - current.share) < SHARE_STEP and not faster:
             return None
-        split = min(kept.splits)
-        reason = f"{kept.shares[split]:.0%} of the items at split {split}, the rest at {max(kept.splits)}"
-        return self._decision(kept, f"{reason}: {demand_fps:.4g} FPS at the least cloud time", routine=True)
+        split = min(new.splits)
+        reason = f"{new.shares[split]:.0%} of the items at split {split}, the rest at {max(new.splits)}"
+        return self._decision(new, f"{reason}: {state.demand_fps:.4g} FPS at the least cloud time", routine=True)
 
-    def _why(
-        self,
-        current: Choice,
-        kept: Choice,
-        able_fps: float,
-        best: Choice,
-        meets: bool,
-        holds: bool,
-        aim_fps: float,
-        now_s: float,
-        since_look_s: float,
-        least_gain_s: float,
-    ) -> Literal["", "need", "save"]:
-        """Why to leave the splits or the codec in force for the best choice; empty to stay."""
+    # When to change
+
+    def _has_rested(self, best: Choice, able_fps: float, now_s: float) -> bool:
+        """Whether there may be a switch though the target is out of reach.
+
+        There is time then: each attempt at better waits longer than the one before, unless something changed.
+        """
+        rest_s = min(self._rest_s, JUDGED_S) if self._estimates.stepped else self._rest_s
+        if (best.splits, best.codec) == self._left and best.capacity_fps < MUCH_FASTER * able_fps:
+            rest_s = max(rest_s, TRIAL_S)  # it was worse than it looked a moment ago
+        return now_s - self._switched_s >= rest_s
+
+    def _needed(self, state: _State, best: Choice, rested: bool) -> bool:
+        """Whether the best choice gives what is asked for, or more of it, and the one in force does not."""
+        current = state.current
+        if state.holds or _same(best, current):
+            return False
+        if self._in_time(current):
+            better = rested and best.capacity_fps > (1.0 + GAIN) * state.able_fps
+        else:
+            better = self._in_time(best) or (rested and best.latency_s < (1.0 - GAIN) * current.latency_s)
+        passing = current.limit == cost_model.RESOURCES[cost_model.LINK] and self._estimates.link.unrest > MOVING
+        return better and (not passing or self._short_s > JUDGED_S)
+
+    def _saves(self, state: _State, best: Choice, rested: bool, least_gain_s: float, since_look_s: float) -> bool:
+        """Whether the best choice has cost less for long enough, and is as fast."""
+        saving = 0.0
+        if (
+            rested
+            and not _same(best, state.current)
+            and self._told(state.current)
+            and self._told(best)
+            and best.capacity_fps >= min(state.aim_fps, ENOUGH * state.able_fps)
+        ):
+            saving = 1.0 - (best.cloud_s + least_gain_s) / max(state.kept.cloud_s, 1e-9)
+        # A mean over time, so that noise does not start the wait again, and much is taken sooner than little.
+        self._saving += min(1.0, since_look_s / self._patience_s) * (saving - self._saving)
+        return min(saving, self._saving) > GAIN
+
+    def _told(self, choice: Choice) -> bool:
+        """Whether the cloud has told what it costs."""
+        return all(self._estimates.told((each.split, each.codec)) for each in (choice.first, choice.second))
+
+    def _forgive(self, now_s: float) -> None:
         if now_s - self._forgiven_s > FORGIVE_S:
             self._forgiven_s = now_s
             self._patience_s = max(PATIENCE_S, self._patience_s / 2)
             self._rest_s /= 2.0
-        same = best.splits == current.splits and (best.codec == current.codec or _as_large(best, current))
-        self._short_s = 0.0 if holds else self._short_s + since_look_s
-        rested = True
-        if not meets:
-            # There is time then: each attempt at better waits longer than the one before, unless something changed.
-            rest_s = min(self._rest_s, JUDGED_S) if self._estimates.stepped else self._rest_s
-            if (best.splits, best.codec) == self._left and best.capacity_fps < MUCH_FASTER * able_fps:
-                rest_s = max(rest_s, TRIAL_S)  # it was worse than it looked a moment ago
-            rested = now_s - self._switched_s >= rest_s
-        faster = rested and best.capacity_fps > (1.0 + GAIN) * able_fps
-        late = not self._in_time(current)
-        quicker = self._in_time(best) or (rested and best.latency_s < (1.0 - GAIN) * current.latency_s)
-        if not same and not holds and ((late and quicker) or (faster and not late)):
-            passing = current.limit == cost_model.RESOURCES[cost_model.LINK] and self._estimates.link.unrest > MOVING
-            if not passing or self._short_s > JUDGED_S:
-                return "need"
-        saving = 0.0
-        told = all(
-            self._estimates.told((each.split, each.codec))
-            for each in (current.first, current.second, best.first, best.second)
-        )
-        if rested and told and not same and best.capacity_fps >= min(aim_fps, ENOUGH * able_fps):
-            saving = 1.0 - (best.cloud_s + least_gain_s) / max(kept.cloud_s, 1e-9)
-        # A mean over time, so that noise does not start the wait again, and much is taken sooner than little.
-        self._saving += min(1.0, since_look_s / self._patience_s) * (saving - self._saving)
-        return "save" if min(saving, self._saving) > GAIN else ""
 
-    def _switch(self, why: str, observation: Observation) -> None:
+    def _switch(self, old: Choice, needed: bool, observation: Observation) -> None:
         now_s = observation.now_s
-        if why == "need" and now_s - self._saved_s < TRIAL_S:
+        if needed and now_s - self._saved_s < TRIAL_S:
             self._patience_s = min(2.0 * self._patience_s, MAX_PATIENCE_S)
             self._forgiven_s = now_s
-        self._saved_s = now_s if why == "save" else -math.inf
+        self._saved_s = -math.inf if needed else now_s
         self._switched_s = now_s
-        self._before = max(1, observation.backlog)
+        self._left = (old.splits, old.codec)
         self._saving = 0.0
         self._rest_s = min(2.0 * max(self._rest_s, JUDGED_S), MAX_PATIENCE_S)
-        self._recent.clear()
-        self._lift = 0.0
+        self._judgement.switched(observation.backlog)
 
-    # What is worth a probe
-
-    def _probes(
-        self,
-        found: Sequence[Option],
-        known: Known,
-        uncertain: _Uncertainty,
-        best: Choice,
-        meets: bool,
-        demand_fps: float,
-        now_s: float,
-    ) -> tuple[Route, ...]:
-        """Options that are not known, and would be chosen if they were as good as they may be."""
-        if self._pending or (meets and now_s - self._probed_s < PROBE_PAUSE_S):
-            return ()
-        reach = self._reach(known.costs)
-        hopeful: list[Option] = []
-        unsure: set[tuple[int, str]] = set()
-        for option in found:
-            if self._in_force(option):
-                hopeful.append(option)
-                continue
-            hopeful.append(uncertain.hopeful(option))
-            if max(uncertain.of(option), uncertain.link_of(option)) >= SURE:
-                unsure.add((option.split, option.codec))
-        probes: list[Route] = []
-        cost_s = 0.0
-        while unsure and len(probes) < PROBES_AT_ONCE:
-            hope, hope_meets = self._best(hopeful, demand_fps, demand_fps)
-            better = (
-                hope.cloud_s < (1.0 - GAIN) * best.cloud_s
-                if meets
-                else hope_meets or hope.capacity_fps > (1.0 + GAIN) * best.capacity_fps
-            )
-            chosen = {(o.split, o.codec) for o in (hope.first, hope.second)} & unsure
-            if not better or not chosen:
-                break
-            since_s = now_s - self._switched_s
-            chosen_s = sum(
-                max(0.0, o.busiest_s - 1.0 / best.capacity_fps) for o in found if (o.split, o.codec) in chosen
-            )
-            if cost_s + chosen_s <= PROBE_SHARE * since_s:
-                cost_s += chosen_s
-                for split, codec in sorted(chosen):
-                    # Where most items are filtered before they are sent, it takes some for one payload.
-                    probes += [Route(split, codec)] * min(3, math.ceil(0.7 / reach[split]))
-            hopeful = [option for option in hopeful if (option.split, option.codec) not in chosen]
-            unsure -= chosen
-        for route in probes:
-            self._pending[route.split, route.codec or ""] = now_s
-        if probes:
-            self._probed_s = now_s
-        return tuple(probes)
-
-    @staticmethod
-    def _reach(costs: Costs) -> list[float]:
-        reach = [1.0]
-        for share in costs.survival:
-            reach.append(max(reach[-1] * share, 1e-3))
-        return reach
-
-    # Why
-
-    def _reason(self, old: Choice, new: Choice, why: str, demand_fps: float, costs: Costs) -> str:
-        names = self._goal.tasks
-        parts = []
-        before, after = _mean_split(old), _mean_split(new)
-        if new.splits == old.splits and new.codec == old.codec:
-            share = new.shares[min(new.splits)]
-            parts.append(f"{share:.0%} of the items now go at split {min(new.splits)}, the rest at {max(new.splits)}")
-        else:
-            low, high = sorted((min(old.splits | new.splits), max(old.splits | new.splits)))
-            moved = names[low:high]
-            listed = moved[0] if len(moved) == 1 else f"{moved[0]} to {moved[-1]}" if moved else ""
-            portion = "" if len(new.splits) == 1 else "for a share of the items "
-            if before != after and listed:
-                parts.append(f"{listed} {portion}{'moved to the cloud' if after < before else 'taken back'}")
-            if new.codec != old.codec:
-                parts.append(f"payloads encoded with {new.codec} instead of {old.codec}")
-        device_ms = 1e3 * old.use_s[cost_model.DEVICE]
-        if math.isinf(demand_fps):
-            parts.append(f"this is fastest; the limit is the {new.limit}")
-        elif why == "need" and not self._in_time(old):
-            allowed = f"{1e3 * self._max_latency_s:.3g} ms"
-            takes = f"an item takes {1e3 * new.latency_s * self._latency_factor:.3g} ms"
-            before_ms = f"{1e3 * old.latency_s * self._latency_factor:.3g}"
-            if self._in_time(new):
-                parts.append(f"{takes} instead of {before_ms}; {allowed} are allowed")
-            else:
-                parts.append(f"{takes} instead of {before_ms}, which is quickest; no split keeps to {allowed}")
-        elif new.capacity_fps < ENOUGH * demand_fps:
-            wanted = f"no split reaches {demand_fps:.4g} FPS, this" if math.isfinite(demand_fps) else "this"
-            parts.append(f"{wanted} one is fastest; the limit is the {new.limit}")
-            lossy_fps = self._lossy_fps(new)
-            if lossy_fps > (1.0 + GAIN) * new.capacity_fps:
-                parts.append(f"--codec {LOSSY}, which changes images, would give up to {lossy_fps:.3g}")
-        elif why == "need" and old.limit == "device":
-            parts.append(
-                f"the device needs {device_ms:.3g} ms an item, {demand_fps:.4g} FPS allow {1e3 / demand_fps:.3g}"
-            )
-        elif why == "need":
-            parts.append(f"the {old.limit} allows {old.capacity_fps:.3g} FPS of the {demand_fps:.4g} wanted")
-        else:
-            parts.append(f"{1e3 * new.cloud_s:.3g} ms of cloud time an item instead of {1e3 * old.cloud_s:.3g}")
-        if math.isfinite(costs.link_bytes_per_s):
-            link = new.use_s[cost_model.LINK] * min(demand_fps, new.capacity_fps)
-            parts.append(f"link {link:.0%}")
-        return "; ".join(parts)
+    def _reason(self, old: Choice, new: Choice, needed: bool, demand_fps: float, known: Known) -> str:
+        return Change(
+            old,
+            new,
+            needed,
+            demand_fps,
+            new.capacity_fps >= ENOUGH * demand_fps,
+            self._judgement.latency_s(old),
+            self._judgement.latency_s(new),
+            self._max_latency_s,
+            math.isfinite(known.costs.link_bytes_per_s),
+            self._lossy_fps(new),
+        ).in_words(self._goal.tasks)
 
     def _lossy_fps(self, new: Choice) -> float:
         """Throughput if payloads were images and sent as JPEG, where the link matters and JPEG is not in use."""
@@ -514,70 +343,12 @@ class ModelPolicy:
         return min(cost_model.fastest(cost_model.options(known.costs)).capacity_fps, known.costs.source_rate)
 
 
+def _same(best: Choice, current: Choice) -> bool:
+    """Whether nothing but shares would change, or the codec to one that makes no difference to the payloads."""
+    return best.splits == current.splits and (best.codec == current.codec or _as_large(best, current))
+
+
 def _as_large(one: Choice, other: Choice) -> bool:
     """Whether the codecs of two choices with the same splits make no difference to their payloads."""
     a, b = ({option.split: option.size_bytes for option in (each.first, each.second)} for each in (one, other))
     return all(abs(a[split] - b[split]) <= GAIN * b[split] for split in a)
-
-
-def _mean_split(choice: Choice) -> float:
-    return sum(split * share for split, share in choice.shares.items())
-
-
-class _Uncertainty:
-    """Relative uncertainty of options' device work, payload and cloud cost."""
-
-    def __init__(self, known: Known) -> None:
-        self._payloads = known.payloads
-        self._decodes = known.decodes
-        self._decode_s = {route: payload.decode_s for route, payload in known.costs.payloads.items()}
-        self._link = known.link
-        self._link_hope = 1.0 + known.link * (known.link_hope - 1.0)
-        self._device = _spreads(known.costs.device_s, known.device)
-        self._cloud = _spreads(known.costs.cloud_s[::-1], known.cloud[::-1])[::-1]
-
-    def of(self, option: Option) -> float:
-        """The largest of the three."""
-        split = option.split
-        return max(self._device[split], self._payloads[split, option.codec], self._cloud[split])
-
-    def cloud_s(self, choice: Choice) -> float:
-        """How much more cloud time a choice may take than believed."""
-        total_s = 0.0
-        for option, share in ((choice.first, choice.share), (choice.second, 1.0 - choice.share)):
-            decode_s = self._decode_s.get((option.split, option.codec), 0.0)
-            decode_spread = self._decodes.get((option.split, option.codec), 1.0)
-            tasks_s = max(0.0, option.cloud_s - decode_s)
-            total_s += share * math.hypot(decode_s * decode_spread, tasks_s * self._cloud[option.split])
-        return total_s
-
-    def link_of(self, option: Option) -> float:
-        """That of the link, where the link matters to the option."""
-        return self._link if option.use_s[cost_model.LINK] > LINK_MATTERS * option.busiest_s else 0.0
-
-    def hopeful(self, option: Option) -> Option:
-        """The option as good as it may be."""
-        split = option.split
-        device, cloud = 1.0 - HOPE * self._device[split], 1.0 - HOPE * self._cloud[split]
-        size = (1.0 - self._payloads[split, option.codec]) / self._link_hope  # one never seen may be next to nothing
-        use_s = list(option.use_s)
-        for resource, factor in (
-            (cost_model.DEVICE, device),
-            (cost_model.STAGE, device),
-            (cost_model.LINK, size),
-            (cost_model.WORKERS, cloud),
-            (cost_model.WINDOW, size),
-        ):
-            use_s[resource] *= factor
-        return option._replace(use_s=tuple(use_s), busiest_s=max(use_s), cloud_s=option.cloud_s * cloud)
-
-
-def _spreads(times_s: Sequence[float], spreads: Sequence[float]) -> list[float]:
-    """Relative uncertainty of the sum of the first 0, 1, ... times."""
-    total = square = 0.0
-    found = [0.0]
-    for time_s, spread in zip(times_s, spreads, strict=True):
-        total += time_s
-        square += (time_s * spread) ** 2
-        found.append(min(1.0, math.sqrt(square) / total) if total else 0.0)
-    return found
