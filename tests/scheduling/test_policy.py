@@ -1,14 +1,15 @@
 import math
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from task_offload.scheduling.observation import Decision, Observation, PayloadCost, TaskCost
-from task_offload.scheduling.policy import Goal, ModelPolicy
+from task_offload.scheduling.policy import TRIAL_S, Goal, ModelPolicy
 from task_offload.scheduling.simulation.drawn import draw
 from task_offload.scheduling.simulation.laboratory import Run, goal_of, judge, run
-from task_offload.scheduling.simulation.worlds import ALL_CODECS, BALL_MEMORY, SYNTHETIC, TRAFFIC, World, always
+from task_offload.scheduling.simulation.worlds import ALL_CODECS, BALL_MEMORY, SYNTHETIC, TRAFFIC, World, always, worlds
 
 HEAVY = World("heavy middle", TRAFFIC, 15.0, always(2.5), link_mbit=always(40.0), duration_s=60.0)
 
@@ -84,6 +85,15 @@ def test_beyond_reach_it_is_as_fast_as_can_be_and_names_the_limit() -> None:
     assert score.speed is not None
     assert score.speed > 0.9
     assert "no split reaches 1000 FPS, this one is fastest; the limit is the" in switches(found)[-1][1].reason
+
+
+def test_it_goes_back_ever_more_rarely_to_what_it_left_for_being_slower() -> None:
+    """Two codecs are as fast, each looks a tenth faster than the one in force, and the target is out of reach."""
+    world = next(each for each in worlds() if each.name == "ball raw, asks for 1000")
+    seconds = [second for second, _ in switches(simulate(world))]
+    pauses = [after - before for before, after in pairwise(seconds)]
+    assert len(pauses) > 4
+    assert pauses[-1] > 2.0 * TRIAL_S
 
 
 def test_without_a_target_it_takes_the_fastest_codec_of_the_split_that_is_given() -> None:
