@@ -22,7 +22,7 @@ import time
 from task_offload.task import current_item, task
 
 READINGS = 40
-PACE_S = 0.05  # a thermometer is slow; a camera paces its readers in the same way
+PACE_S = 0.05  # a thermometer is slow, and the first task waits for it, as it would for a camera
 
 _numbers = itertools.count()
 
@@ -30,12 +30,12 @@ _numbers = itertools.count()
 def open_source(source):
     """Optional. Called once, on the device only, before the first task, with what `--source` says, or None.
 
-    It returns how many items a second the source yields, or None for a live source. A camera is opened here and not
-    above: the cloud imports this module too, and has no camera.
+    It returns how many items a second a recording has, or None for a live source, whose items come when they come.
+    A camera is opened here and not above: the cloud imports this module too, and has no camera.
     """
     global _numbers
     _numbers = itertools.count()
-    return 1 / PACE_S
+    return
 
 
 def read_thermometer():

@@ -189,7 +189,7 @@ def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] |
         "--max-latency",
         _number(0),
         None,
-        "automatic mode: no split whose items take longer, and no more items at a time than end in it",
+        "no more items at a time than end in it; automatic mode: and no split whose items take longer",
         "OFFLOAD_MAX_LATENCY",
         metavar="MS",
     )
@@ -322,11 +322,12 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
     )
     options.add(
         "--weight", _weight, None, "while devices want more than the workers can do, this one gets WEIGHT times what "
-        "another gets (default 1); repeatable [$OFFLOAD_WEIGHTS]", metavar="NAME=WEIGHT", action="append",
+        "another gets (default 1); repeatable, in the variable with spaces between [$OFFLOAD_WEIGHTS]",
+        metavar="NAME=WEIGHT", action="append",
     )  # fmt: skip
     options.add(
         "--results", str, None, "where endings and results are recorded: sqlite:FILE, jsonl:FILE, "
-        "mqtt://HOST, none; repeatable "
+        "mqtt://HOST, none; repeatable, in the variable with spaces between "
         "(default sqlite:results.sqlite) [$OFFLOAD_RESULTS]", metavar="SINK", action="append",
     )  # fmt: skip
     options.add(

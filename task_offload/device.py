@@ -408,7 +408,7 @@ class OffloadRun(Run):
         # A JPEG needs no package that the cloud may lack.
         self._cloud_codecs = frozenset(name for name in self._codecs if name in welcome.codecs or ":" in name)
         if welcome.source_differs:
-            log.warning("the server's app has another source than this device's; results may differ")
+            log.warning("the server's app is other source code than this device's; results may differ")
         log.info("connected to %s:%d", self.config.host, self.config.port)
         self._welcomed.set()
 

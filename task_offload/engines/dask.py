@@ -1,4 +1,4 @@
-"""Units run on a Dask cluster: for work that outgrows one machine. An extra: pip install 'task-offload[dask]'.
+"""Units run on a Dask cluster: for work that outgrows one machine. Needs the package `dask[distributed]`.
 
 Each worker of the pool is an actor on the cluster, which has the app loaded and keeps its sessions' states. The
 coordinator stays the door and the book-keeper; it talks to the cluster's workers directly, past their scheduler.
@@ -92,7 +92,7 @@ def _connect(address: str, workers: int) -> tuple[Any, Any]:
     try:
         from distributed import Client, LocalCluster
     except ImportError as error:
-        raise ConfigError("--engine dask needs Dask: pip install 'task-offload[dask]'") from error
+        raise ConfigError("--engine dask needs Dask: pip install 'dask[distributed]'") from error
     if address:
         try:
             return None, Client(  # type: ignore[no-untyped-call]

@@ -75,7 +75,7 @@ class MqttSink:
         try:
             self._client = self._connect()
         except ImportError as error:
-            raise ConfigError("--results mqtt: it needs paho-mqtt; pip install 'task-offload[mqtt]'") from error
+            raise ConfigError("--results mqtt: it needs paho-mqtt; pip install 'paho-mqtt>=2,<3'") from error
 
     @property
     def name(self) -> str:

@@ -184,7 +184,7 @@ def test_a_broker_that_is_not_there_is_told_at_once(program: str) -> None:
 
 def test_paho_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "paho.mqtt.client", None)
-    with pytest.raises(ConfigError, match=r"pip install 'task-offload\[mqtt\]'"):
+    with pytest.raises(ConfigError, match="pip install 'paho-mqtt>=2,<3'"):
         open_results(["mqtt://127.0.0.1"])
 
 

@@ -12,8 +12,8 @@ from task_offload.scheduling.policy import Goal, ModelPolicy
 from task_offload.scheduling.simulation.baselines import Fixed, Informed, LatencyMinimal, StepDown
 from task_offload.scheduling.simulation.device import Interval, SimulatedDevice
 from task_offload.scheduling.simulation.oracle import Best, best
+from task_offload.scheduling.simulation.step_policy import StepPolicy
 from task_offload.scheduling.simulation.worlds import World, value_at
-from task_offload.scheduling.step_policy import StepPolicy
 
 INTERVAL_S = 0.5
 WINDOW_INTERVALS = 10  # a window of 5 s: 50 items and more, so that the luck of single items averages out

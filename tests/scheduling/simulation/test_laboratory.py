@@ -4,9 +4,9 @@ import pytest
 
 from task_offload.scheduling.simulation.baselines import Fixed, LatencyMinimal, StepDown
 from task_offload.scheduling.simulation.device import Line
-from task_offload.scheduling.simulation.laboratory import policies, run, run_fleet, switches
+from task_offload.scheduling.simulation.laboratory import judge, policies, run, run_fleet, switches
 from task_offload.scheduling.simulation.oracle import best
-from task_offload.scheduling.simulation.worlds import SYNTHETIC, TRAFFIC, World, always, lookalike, worlds
+from task_offload.scheduling.simulation.worlds import PI_4, SYNTHETIC, TRAFFIC, World, always, lookalike, worlds
 
 QUIET = {"device_noise": 0.01, "cloud_noise": 0.01, "size_noise": 0.01}
 WORLD = World("plain", TRAFFIC, 12.0, always(2.5), link_mbit=always(40.0), duration_s=40.0, **QUIET)  # type: ignore[arg-type]
@@ -118,3 +118,14 @@ def test_a_lookalike_link_has_the_mean_it_was_asked_for_and_moods() -> None:
     rates = [rate for _, rate in lookalike(6.0, 600, 1)]
     assert sum(rates) / len(rates) == pytest.approx(6.0, rel=0.35)
     assert max(rates) > 2 * sum(rates) / len(rates)
+
+
+def test_a_target_that_is_met_too_late_is_not_met() -> None:
+    slow = World("slow device", SYNTHETIC, 12.0, always(PI_4), link_mbit=always(30.0), duration_s=60.0)
+    highest = SYNTHETIC.splits[-1]
+    score = judge(run(slow, lambda world: Fixed(highest, "none"), 0))
+    assert score.met == score.feasible == 12
+    assert score.p95_s > 0.08
+    hurried = replace(slow, max_latency_s=0.08, live=True, source_fps=12.5)
+    score = judge(run(hurried, lambda world: Fixed(highest, "none"), 0))
+    assert (score.met, score.feasible) == (0, 12)

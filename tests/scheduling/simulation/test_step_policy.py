@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 
 from task_offload.scheduling.observation import Observation
-from task_offload.scheduling.step_policy import StepPolicy
+from task_offload.scheduling.simulation.step_policy import StepPolicy
 
 
 def observation(fps: float, away: bool = False) -> Observation:
