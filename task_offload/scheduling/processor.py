@@ -19,7 +19,7 @@ STEP = 0.25  # relative; a larger difference is believed at once
 BUSY = 0.6  # used more than this, the device may be the limit: what threads, TLS and acks cost counts nowhere
 LEAST_CORES = 1e-3  # a process that got no core at all will get one some time
 DELAY_MEMORY_S = 2.0  # how long delays and what goes with them count
-SHORT = 0.1  # of what a process wants to run: if it waits for less, it may be that nothing holds it back
+SHORT = 0.2  # of what a process wants to run: if it waits for less, it may be that nothing holds it back
 DECLINE_S, RECOVERY_S = 10.0, 60.0  # in which what is seen of the cores while they are not busy is believed
 
 
@@ -51,11 +51,13 @@ class _Shares(NamedTuple):
 
     def cores(self, most: float) -> float:
         """Cores for the process, which can use `most`, if all threads that wanted to run do so at a time: each gets the
-        share of a core that it got."""
+        share of a core that it got. Of threads that wanted little, and still waited, no more than one is counted on."""
         wanted_s = self.ran_s + self.delayed_s
         if not wanted_s:
             return most
-        threads = min(most, self.spread_s / wanted_s) if self.delayed_s > SHORT * wanted_s else most
+        threads = most
+        if self.delayed_s > SHORT * wanted_s:
+            threads = min(most, self.spread_s / wanted_s) if self.busy else 1.0
         return max(LEAST_CORES, self.ran_s / self.span_s, threads * self.ran_s / wanted_s)
 
 
