@@ -282,11 +282,12 @@ def test_the_guides_app_prints_what_the_guide_says(written: Path, lab: Lab) -> N
 
 
 def test_the_readmes_app_runs(lab: Lab) -> None:
-    (block,) = blocks(README, "python")
+    plain, more = blocks(README, "python")
     app = lab.folder / "heat.py"
-    app.write_text(block, encoding="utf-8")
-    device = lab.device(str(app), "--items", "3")
-    assert device.finish()["items"]["filtered"] == 3
+    for text in (plain, plain.replace("20.5", "30.5") + more):
+        app.write_text(text, encoding="utf-8")
+        items = lab.device(str(app), "--items", "3").finish()["items"]
+        assert (items["filtered"], items["completed"]) == ((3, 0) if text is plain else (0, 3))
 
 
 def _shell_lines(path: Path) -> list[str]:
