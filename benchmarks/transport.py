@@ -139,7 +139,7 @@ class Hearer:
     def learned(self, session: DeviceSession, acked: list[Acked], totals: Totals) -> None:
         pass
 
-    def cost(self, costs: Costs) -> None:
+    def cost(self, session: DeviceSession, costs: Costs) -> None:
         pass
 
     def sent(self, size_bytes: int, busy_s: float) -> None:

@@ -189,7 +189,7 @@ class OffloadRun(Run):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.cores = 1 if config.emulate_cpu else min(cores, MOST_WORKERS)
         codec = self._codecs[0]
-        pipeline = Pipeline(
+        self._pipeline = pipeline = Pipeline(
             self.chain,
             config.device_name,
             self.session.session.hex(),
@@ -248,7 +248,8 @@ class OffloadRun(Run):
             if self.window_due(now):
                 self.end_window(now, self.books.finished)
             if now - load_at >= LOAD_S:
-                self.link.tell_load(self.load.measure())
+                self.last_load = self.load.measure()
+                self.link.tell_load(self.last_load)
                 load_at = now
 
     def observe(self, now: float) -> Observation:
@@ -258,12 +259,17 @@ class OffloadRun(Run):
         backlog = self.meters.captured - self.books.ended
         observation = self.meters.observe(
             now, interval_s, backlog, link_busy - self._link_busy_before, self._source_rate(), self.cores,
-            self._window, self.link.away_since is not None, cpu_s - self._cpu_before_s,
+            self._window, self._away, cpu_s - self._cpu_before_s,
             full - self._full_before, self._delays.measure() if self._delays is not None else None,
         )  # fmt: skip
         self._cpu_before_s = cpu_s
         self._link_busy_before, self._full_before = link_busy, full
         return observation
+
+    @property
+    def _away(self) -> bool:
+        """Whether no item of this run is taken: the cloud is away, or takes those of earlier runs first."""
+        return self.link.away_since is not None or self.session.session not in self._taken_up
 
     def _decide(self, now: float) -> None:
         observation = self.observe(now)
@@ -368,15 +374,14 @@ class OffloadRun(Run):
             started = time.monotonic()
             self.link.wait_until(self._in_time)
             self.meters.held(time.monotonic() - started)
-        if self.link.away_since is not None:
-            return self._local_route  # as many tasks here as the pins allow
-        route = self.mixer.next_route()
+        # While the cloud is away, as many tasks here as the pins allow.
+        route = self._local_route if self.link.away_since is not None else self.mixer.next_route()
         return route if route.codec in self._cloud_codecs else Route(route.split, "none")
 
     def _in_time(self) -> bool:
         """Whether an item that is captured now will end in time, as far as those before it are concerned."""
         inside = self.meters.captured - self.books.ended
-        return inside < self._most_inside or self.link.away_since is not None or self._draining
+        return inside < self._most_inside or self._away or self._draining or self._pipeline.stopping
 
     def _wait_for_room(self) -> bool:
         """Waits until the link can take another item. While the cloud is away, its spool is the room."""
@@ -426,8 +431,9 @@ class OffloadRun(Run):
             )
         self.meters.finished(self.books.learn(totals))
 
-    def cost(self, costs: Costs) -> None:
-        self.meters.cost(costs)
+    def cost(self, session: DeviceSession, costs: Costs) -> None:
+        if session is self.session:  # a tag of another process stands for another codec
+            self.meters.cost(costs)
 
     def sent(self, size_bytes: int, cpu_s: float) -> None:
         self.meters.sent(size_bytes, cpu_s)

@@ -24,7 +24,7 @@ from task_offload.wire.messages import Ending
 
 log = logging.getLogger(__name__)
 
-BATCH = 256  # items that are handed to the recorder at once, at most
+BATCH = 256  # from so many items on that are to be handed to the recorder, no more are waited for
 BATCH_S = 0.005  # and how long the first of them waits for the others
 
 

@@ -54,7 +54,7 @@ class Pipeline:
         carry: called after that, to send what was put; never waits.
         newest: drop the oldest waiting item instead of waiting.
         workers: threads that run tasks 2 to N; one if any of them may keep state.
-        pace: seconds between items, or None to take them as they come.
+        pace_s: seconds between items, or None to take them as they come.
         live: the first task waits for its sensor, so only its CPU time counts as busy.
         items, duration_s: where to end.
         cpu: the emulated processor, or None.
@@ -130,9 +130,15 @@ class Pipeline:
             self._item_came.notify_all()
 
     def abort(self) -> None:
-        """Gives up what is captured too."""
-        self._aborted = True
+        """Gives up what is captured too. Nothing is put any more when this returns."""
+        with self._order:
+            self._aborted = True
         self.stop()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nothing more is captured."""
+        return self._stop.is_set()
 
     @property
     def ended(self) -> bool:
@@ -165,6 +171,8 @@ class Pipeline:
                     return
                 due = max(due + self._pace_s, time.monotonic() - self._pace_s)
             route = self._next_route()
+            if self._stop.is_set():
+                return
             sequence = meters.captured
             item = Item(self._device, self._session, sequence, time.time(), route.split)
             outcome = self._first_task(item)
@@ -191,6 +199,10 @@ class Pipeline:
 
     def _stretched(self) -> AbstractContextManager[None]:
         return self._cpu.work() if self._cpu is not None else nullcontext()
+
+    def _stretch(self, busy_ns: int, cpu_ns: int) -> int:
+        """How long something takes that was busy for so long: on the emulated processor, its CPU time is longer."""
+        return busy_ns + int((self._cpu.factor - 1.0) * cpu_ns) if self._cpu is not None else busy_ns
 
     def _enqueue(self, captured: _Captured) -> None:
         dropped: _Captured | None = None
@@ -254,8 +266,7 @@ class Pipeline:
         if item.split > 1:
             with self._stretched():
                 outcome = self._runner.run(item, self._states, args, 1, item.split)
-            if self._cpu is not None:
-                outcome.busy_ns[:] = [int(ns * self._cpu.factor) for ns in outcome.busy_ns]
+            outcome.busy_ns[:] = map(self._stretch, outcome.busy_ns, outcome.cpu_ns)
             self._meters.ran(1, outcome.busy_ns, outcome.cpu_ns, outcome.kind is Kind.CONTINUED)
             if outcome.kind is Kind.FILTERED:
                 self._end(item, Ending.FILTERED, self._chain.names[outcome.task])
@@ -267,17 +278,18 @@ class Pipeline:
         self._encode(item, args, captured.codec)
 
     def _encode(self, item: Item, args: tuple[Any, ...], codec: str | None) -> None:
-        started_ns, cpu_started_ns = perf_counter_ns(), thread_time_ns()
         try:
             with self._stretched():
+                started_ns, cpu_started_ns = perf_counter_ns(), thread_time_ns()
                 payload = self._encoder.encode(args, codec)
+                busy_ns, cpu_ns = perf_counter_ns() - started_ns, thread_time_ns() - cpu_started_ns
         except Exception as error:  # what cannot travel, or what a class of the app raises
             outcome = Outcome(Kind.FAILED, item.split - 1, error, [])
             self._end(item, Ending.DROPPED, self._failure(outcome, item))
             return
         codec = codec or self._codec
-        busy_s, cpu_s = (perf_counter_ns() - started_ns) / 1e9, (thread_time_ns() - cpu_started_ns) / 1e9
-        self._meters.encoded(item.split, codec, payload.size_bytes, busy_s, cpu_s)
+        busy_s = self._stretch(busy_ns, cpu_ns) / 1e9
+        self._meters.encoded(item.split, codec, payload.size_bytes, busy_s, cpu_ns / 1e9)
         self._in_order(Entry(item.sequence, item.split, item.captured_at, payload, self._meters.tag(codec)))
 
     def _failure(self, outcome: Outcome, item: Item) -> str:
@@ -290,6 +302,8 @@ class Pipeline:
     def _in_order(self, entry: Entry) -> None:
         """Hands entries on when all before them have been."""
         with self._order:
+            if self._aborted:
+                return
             self._meters.splits[entry.split] += 1
             self._done[entry.sequence] = entry
             while (following := self._done.pop(self._next_sequence, None)) is not None:

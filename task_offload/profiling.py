@@ -23,6 +23,7 @@ from task_offload.runner import Kind, Runner, States
 from task_offload.scheduling import table
 from task_offload.scheduling.cost_model import Costs, Payload
 from task_offload.scheduling.estimates import Estimates
+from task_offload.scheduling.mix import PROBE_SPACING
 from task_offload.scheduling.observation import Decision, Observation, Route
 from task_offload.task import Chain, Item, load_app
 from task_offload.wire.codec import BODY_ALIGNMENT, Decoder, Encoder
@@ -31,7 +32,6 @@ from task_offload.wire.compression import available_codecs
 
 LOCAL_ITEMS = 100
 VISITS = 4  # of each split and codec, with HOST
-ITEMS_PER_VISIT = 4  # the mixer spaces probes so
 
 
 def run_profile(config: DeviceConfig) -> int:
@@ -179,7 +179,7 @@ def _measure_with_cloud(config: DeviceConfig, chain: Chain, codecs: tuple[str, .
     split = config.split or chain.splits[-1]
     visitor = _Visitor(chain, codecs, split)
     routes = visitor.estimates.routes
-    items = config.items or len(routes) * VISITS * ITEMS_PER_VISIT
+    items = config.items or len(routes) * VISITS * PROBE_SPACING
     run = OffloadRun(replace(config, split=split, target_fps=math.inf, items=items, report=None), chain, visitor)
     if run.run():
         return None

@@ -22,6 +22,7 @@ from task_offload.observe.report import load_report, write_report
 from task_offload.observe.watchdog import Watchdog
 from task_offload.output import say
 from task_offload.task import Chain
+from task_offload.wire.messages import Load
 
 WINDOW_S = 3.0  # between prints of the throughput
 MOST_WINDOWS = 10_000  # in the report: the newest, of a run of months
@@ -71,6 +72,7 @@ class Run:
         self.meters = DeviceMeters(len(chain.tasks), config.max_latency_s)
         self.signals = Signals()
         self.load = LoadMeter()
+        self.last_load: Load | None = None  # what was measured while the run went on
         self.watchdog = Watchdog()
         self.began_at = time.monotonic()
         self.windows: list[dict[str, Any]] = []
@@ -98,17 +100,17 @@ class Run:
         """Prints and notes the throughput of the last seconds."""
         seconds = now - self._window_at
         fps = (finished - self._finished_before) / seconds
-        splits = {n: count - self._splits_before.get(n, 0) for n, count in self.meters.splits.items()}
-        shares = share_of(splits)
-        self._window_at, self._finished_before, self._splits_before = now, finished, dict(self.meters.splits)
-        cloud_cpu_s = self.books.cloud_cpu_s - self._cloud_cpu_before_s
-        self._cloud_cpu_before_s = self.books.cloud_cpu_s
+        splits, cloud_cpu_s = dict(self.meters.splits), self.books.cloud_cpu_s  # other threads go on counting
+        shares = share_of({n: count - self._splits_before.get(n, 0) for n, count in splits.items()})
+        spent_s = cloud_cpu_s - self._cloud_cpu_before_s
+        self._window_at, self._finished_before = now, finished
+        self._splits_before, self._cloud_cpu_before_s = splits, cloud_cpu_s
         self.windows.append(
             {
                 "t": round(now - self.began_at, 3),
                 "fps": round(fps, 3),
                 "splits": shares,
-                "cloud_cpu_s": round(cloud_cpu_s, 6),
+                "cloud_cpu_s": round(spent_s, 6),
             }
         )
         del self.windows[:-MOST_WINDOWS]
@@ -136,7 +138,7 @@ class Run:
             "windows": self.windows,
             "latency_ms": {name: None if s is None else round(s * 1000, 3) for name, s in times.items()},
             "splits": {str(n): count for n, count in sorted(self.meters.splits.items())},
-            "load": load_report(self.load.measure()),
+            "load": load_report(self.last_load or self.load.measure()),
             "device_cpu_s": round(time.process_time(), 3),
             "emulated": {
                 "cpu": self.config.emulate_cpu,

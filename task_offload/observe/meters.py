@@ -83,8 +83,8 @@ class DeviceMeters:
     def _clear(self) -> None:
         self._finished = self._dropped = self._acked = self._late = 0
         self._acked_bytes = 0
-        self._rtt_s = self._latency_s = self._held_s = 0.0
-        self._latencies = self._queued = 0
+        self._rtt_s = self._held_s = 0.0
+        self._queued = 0
         self._queue_s = self._transfer_s = 0.0
         self._transfer_bytes = 0
 
@@ -133,13 +133,11 @@ class DeviceMeters:
     def acked(self, size_bytes: int, round_trip_s: float | None, latency_s: float, items: int) -> None:
         """An entry was acknowledged; `round_trip_s` is None if it was not sent on this connection."""
         with self._lock:
-            self._acked_bytes += size_bytes
             if round_trip_s is not None:
+                self._acked_bytes += size_bytes
                 self._acked += items
                 self._rtt_s += round_trip_s * items
             self.latency.add(latency_s, items)
-            self._latency_s += latency_s * items
-            self._latencies += items
             if latency_s > self._max_latency_s:
                 self._late += items
 
@@ -217,7 +215,6 @@ class DeviceMeters:
                 held_s=self._held_s,
                 transfer_bytes=self._transfer_bytes,
                 transfer_s=self._transfer_s,
-                latency_s=self._latency_s / self._latencies if self._latencies else None,
                 late=self._late,
                 cpu_s=cpu_s,
                 delayed_s=delays.seconds if delays is not None else None,

@@ -208,7 +208,7 @@ class Estimates:
         self._trip_s = 0.0
         self._source: float | None = None
         self._last: Observation | None = None
-        self._efficiency = dict.fromkeys(RESOURCES, 1.0)
+        self._efficiency = dict.fromkeys((RESOURCES[i] for i in (DEVICE, LINK, WORKERS, MAIN)), 1.0)
         self._newest_wins = False
         self.now_s = 0.0
         self.stepped = False
@@ -232,7 +232,8 @@ class Estimates:
 
     def correct(self, resource: str, factor: float) -> None:
         """What was observed while this resource was the limit is `factor` times what was predicted."""
-        self._efficiency[resource] = min(max(self._efficiency[resource] * factor, 0.3), 1.5)
+        if resource in self._efficiency:  # the others follow from what these do
+            self._efficiency[resource] = min(max(self._efficiency[resource] * factor, 0.3), 1.5)
 
     def doubt(self, items: float) -> None:
         """Throughput is lower than predicted: of tasks that seem slower, only the last `items` items are believed."""
@@ -301,15 +302,18 @@ class Estimates:
             if observation.window_full_s > FULL * observation.interval_s and not _cloud_is_slow(observation):
                 self.link.add(observation.acked_bytes, observation.link_busy_s, observation.interval_s, self.now_s)
             else:
-                self.link.at_least(observation.acked_bytes / observation.link_busy_s)
+                # An item that was on its way before the interval had a part of its time then.
+                busy_s = max(observation.link_busy_s, observation.rtt_s or 0.0)
+                self.link.at_least(observation.acked_bytes / busy_s)
 
     def _add_trip(self, observation: Observation) -> None:
         if observation.rtt_s is None or not observation.acked:
             return
         size_bytes = observation.acked_bytes / observation.acked
-        trip_s = max(0.0, observation.rtt_s - size_bytes / self.link.bytes_per_s - _in_cloud_s(observation))
-        # Waiting in the window counts in the time measured, so the least of late is nearest to the truth.
-        self._trip_s = trip_s if not self._trip_s else min(trip_s, 1.02 * self._trip_s + 1e-4)
+        trip_s = observation.rtt_s - size_bytes / self.link.bytes_per_s - _in_cloud_s(observation)
+        if trip_s > 0:  # or else the link or the cloud is taken for slower than it is
+            # Waiting in the window counts in the time measured, so the least of late is nearest to the truth.
+            self._trip_s = trip_s if not self._trip_s else min(trip_s, 1.02 * self._trip_s + 1e-4)
 
     def _add_source(self, observation: Observation) -> None:
         if observation.source_rate is not None:

@@ -12,8 +12,9 @@ from task_offload.scheduling.estimates import Estimates
 from task_offload.scheduling.observation import Observation
 
 TOLERANCE = 0.03  # a stretch of `JUDGED_S` seconds below the target by less than this still meets it
-JUDGED_S = 3.0
+JUDGED_S = 3.0  # over which throughput is judged
 ENOUGH = 0.98  # below this share of the target, the choice in force has to go
+MOST_OFF = 0.5  # of a difference between prediction and throughput, relative, what is believed of it
 FAR_OFF = 0.05  # a throughput that much below the prediction is none that was predicted
 SIGMAS = 1.5  # standard deviations of the throughput that the margin covers, with what is tolerated
 LEAST_MARGIN, MOST_MARGIN = 0.005, 0.09  # capacity above the target that a choice aims at; more where items differ more
@@ -53,8 +54,9 @@ class Judgement:
         self._unrest = 0.0  # variance of throughput over JUDGED_S, relative
         self.lift = 0.0
 
-    def interrupted(self) -> None:
-        """The cloud is away."""
+    def interrupted(self, backlog: int) -> None:
+        """The cloud is away. So many items are to be caught up with first."""
+        self._before = backlog
         self._recent.clear()
 
     def switched(self, backlog: int) -> None:
@@ -107,12 +109,12 @@ class Judgement:
         if not held:
             self.lift *= 1.0 - LEARN
             return min(fps, aim_fps)  # more was not possible, since there was no more
-        off = finished / predicted - 1.0
+        off = min(max(finished / predicted - 1.0, -MOST_OFF), MOST_OFF)
         self.lift = min(max(self.lift + LEARN * (1.0 - fps / demand_fps), 0.0), MOST_LIFT)
         # The shares of a mix steer towards the aim, so there only what they could not level out counts.
         rest = off if current.first is current.second else min(abs(off), abs(fps / aim_fps - 1.0))
         self._unrest += LEARN * (rest * rest - self._unrest)
-        self._correct(current, min(max(off, -0.5), 0.5))
+        self._correct(current, off)
         return fps
 
     def able_fps(self, fps: float | None, kept: Choice, demand_fps: float, interval_s: float) -> float:
@@ -122,7 +124,7 @@ class Judgement:
         if fps is None:
             return kept.capacity_fps
         if self._lacking_s > DOUBT_S and kept.capacity_fps > (1.0 + FAR_OFF) * fps:
-            self._estimates.doubt(JUDGED_S * fps)
+            self._estimates.doubt(max(1.0, JUDGED_S * fps))
         if self._lacking_s > LASTING_S:
             return fps
         return max(kept.capacity_fps, fps)  # what was seen is possible, whatever is predicted

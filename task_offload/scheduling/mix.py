@@ -25,14 +25,17 @@ class Mixer:
         self.follow(decision)
 
     def follow(self, decision: Decision) -> None:
-        """Carries out a decision from the next item on. Its probes queue behind those that no item has taken yet.
+        """Carries out a decision from the next item on.
+
+        Its probes queue behind those that no item has taken yet, unless the same are among these.
 
         Raises:
             ValueError: no split of the decision has a share above 0.
         """
         self._codec = decision.codec or self._codec
         self._plan = _plan(decision.shares, self._codec)
-        self._probes.extend(decision.probes)
+        queued = set(self._probes)
+        self._probes.extend(probe for probe in decision.probes if probe not in queued)
 
     def next_route(self) -> Route:
         """The route of the next item. Probes come first, spaced by `PROBE_SPACING` items."""

@@ -62,7 +62,7 @@ class Observation:
         dropped: items that were given up because something could not keep up.
         device, cloud: each task's cost on that side, by its index.
         payloads: by (split, codec).
-        acked_bytes: bytes of payloads that were acknowledged.
+        acked_bytes: bytes of payloads that were sent on this connection and acknowledged.
         link_busy_s: how long at least one payload was on its way; goodput is acked_bytes / link_busy_s.
         rtt_s: mean time from sent to acknowledged, of `acked` items; None where there is none.
         acked: items that were acknowledged.
@@ -80,7 +80,6 @@ class Observation:
         transfer_bytes, transfer_s: of payloads of at least `TRAIN_BYTES` that the cloud received, the bytes after the
             first that came, and the time that these took. A payload that size measures the link however rarely one is
             sent, which acked_bytes / link_busy_s does not.
-        latency_s: mean time from captured to finished, of `finished` items; None where there is none.
         late: finished items whose latency was above `--max-latency`.
         cpu_s: CPU seconds that the device's process got; None where that is not measured.
         delayed_s: how long its threads could have run and waited for a core, all of them together; None where that is
@@ -112,7 +111,6 @@ class Observation:
     held_s: float = 0.0
     transfer_bytes: int = 0
     transfer_s: float = 0.0
-    latency_s: float | None = None
     late: int = 0
     cpu_s: float | None = None
     delayed_s: float | None = None

@@ -1,7 +1,8 @@
 """The automatic scheduler. In: observations. Out: the cheapest mix of splits that meets the target, with its reason.
 
-Each interval the estimates take the observation in, the cost model evaluates every split and codec, and the cheapest
-choice that meets the target with a margin is compared with the one in force. What keeps the target is done at once;
+Each interval the estimates take the observation in, and the choice in force is judged. Every two seconds, and whenever
+something has changed, the cost model evaluates every split and codec, and the cheapest choice that meets the target
+with a margin is compared with the one in force. What keeps the target is done at once;
 what only saves waits for its `patience`, which grows with every attempt that failed. What is not known, and would be
 better if things are as good as they may be, is probed by single items, which count like all others.
 """
@@ -18,10 +19,9 @@ from task_offload.scheduling.cost_model import Choice, Option
 from task_offload.scheduling.estimates import Estimates, Known
 from task_offload.scheduling.judgement import ENOUGH, JUDGED_S, TOLERANCE, Judgement
 from task_offload.scheduling.observation import Decision, Observation, Route
-from task_offload.scheduling.probing import LINK_MATTERS, SURE, Probing, Uncertainty
+from task_offload.scheduling.probing import GAIN, LINK_MATTERS, SURE, Probing, Uncertainty
 from task_offload.scheduling.reasons import LOSSY, Change
 
-GAIN = 0.05  # a change of the set of splits must save or gain at least this
 SHARE_STEP = 0.02  # smaller changes of a share are not worth a decision,
 CAPACITY_STEP = 0.01  # unless they give so much more throughput: where one split takes many times longer
 PATIENCE_S = 6.0  # over which a saving is averaged before it is taken
@@ -122,8 +122,7 @@ class ModelPolicy:
         """What the model says of the choice in force; None before the first observation."""
         if not self._estimates.now_s:
             return None
-        in_force = [(split, self._codec) for split in sorted(self._shares)]
-        return self._current(cost_model.options(self._estimates.costs(in_force)))
+        return self._current()
 
     def most_inside(self) -> float:
         """How many items may be captured and not ended at a time, so that they keep to the latency that is allowed.
@@ -137,11 +136,11 @@ class ModelPolicy:
 
     def decide(self, observation: Observation) -> Decision | None:
         if observation.in_local_outage:
-            self._judgement.interrupted()
+            self._judgement.interrupted(observation.backlog)
             return None
         now_s, estimates = observation.now_s, self._estimates
         estimates.add(observation)
-        self._learned |= self._probing.returned(observation)
+        self._learned |= self._probing.take_in(observation)
         state = self._state(observation)
         worse = not state.holds and state.able_fps < (1.0 - TOLERANCE) * self._looked_fps
         if not (worse or self._learned or estimates.stepped) and now_s - self._looked_s < LOOK_AROUND_S:
@@ -183,8 +182,7 @@ class ModelPolicy:
 
     def _state(self, observation: Observation) -> _State:
         judgement, estimates = self._judgement, self._estimates
-        in_force = [(split, self._codec) for split in sorted(self._shares)]
-        current = self._current(cost_model.options(estimates.costs(in_force)))
+        current = self._current()
         demand_fps = max(LEAST_FPS, min(self._goal.target_fps, estimates.source_rate))
         aim_fps = demand_fps * (1.0 + judgement.margin)
         fps = judgement.add(observation, current, demand_fps, aim_fps)
@@ -211,9 +209,9 @@ class ModelPolicy:
     def _in_force(self, option: Option) -> bool:
         return option.codec == self._codec and option.split in self._shares
 
-    def _current(self, found: Sequence[Option]) -> Choice:
-        own = [option for option in found if self._in_force(option)]
-        return cost_model.mixed(own[0], own[-1], self._shares[own[0].split])
+    def _current(self) -> Choice:
+        found = cost_model.options(self._estimates.costs([(split, self._codec) for split in sorted(self._shares)]))
+        return cost_model.mixed(found[0], found[-1], self._shares[found[0].split])
 
     # What is best
 
@@ -323,16 +321,16 @@ class ModelPolicy:
 
     def _reason(self, old: Choice, new: Choice, needed: bool, demand_fps: float, known: Known) -> str:
         return Change(
-            old,
-            new,
-            needed,
-            demand_fps,
-            new.capacity_fps >= ENOUGH * demand_fps,
-            self._judgement.latency_s(old),
-            self._judgement.latency_s(new),
-            self._max_latency_s,
-            math.isfinite(known.costs.link_bytes_per_s),
-            self._lossy_fps(new),
+            old=old,
+            new=new,
+            needed=needed,
+            demand_fps=demand_fps,
+            reaches=new.capacity_fps >= ENOUGH * demand_fps,
+            old_latency_s=self._judgement.latency_s(old),
+            new_latency_s=self._judgement.latency_s(new),
+            allowed_s=self._max_latency_s,
+            link_measured=math.isfinite(known.costs.link_bytes_per_s),
+            lossy_fps=self._lossy_fps(new),
         ).in_words(self._goal.tasks)
 
     def _lossy_fps(self, new: Choice) -> float:

@@ -14,7 +14,7 @@ from task_offload.scheduling.estimates import Known
 from task_offload.scheduling.observation import Observation, Route
 
 SURE = 0.35  # relative uncertainty up to which a cost counts as known
-GAIN = 0.05  # what is probed may save or gain at least this
+GAIN = 0.05  # a change of the set of splits must save or gain at least this, and what is probed may do so
 PROBES_AT_ONCE = 4
 PROBE_WAIT_S = 4.0  # a probe that has not come back by then is lost
 PROBE_PAUSE_S = 5.0  # between probes while the target is met
@@ -30,8 +30,8 @@ class Probing:
         self._pending: dict[tuple[int, str], float] = {}
         self._probed_s = -math.inf
 
-    def returned(self, observation: Observation) -> bool:
-        """Whether a probe came back in this interval, or is lost."""
+    def take_in(self, observation: Observation) -> bool:
+        """Forgets the probes that came back, and those that are lost. Returns whether there were any."""
         found = False
         for route, since_s in list(self._pending.items()):
             cost = observation.payloads.get(route)
@@ -90,14 +90,11 @@ class Probing:
             if cost_s + chosen_s <= PROBE_SHARE * since_switch_s:
                 cost_s += chosen_s
                 for split, codec in sorted(chosen):
+                    self._pending[split, codec] = self._probed_s = now_s
                     # Where most items are filtered before they are sent, it takes some for one payload.
                     probes += [Route(split, codec)] * min(3, math.ceil(0.7 / uncertain.reach[split]))
             hopeful = [option for option in hopeful if (option.split, option.codec) not in chosen]
             unsure -= chosen
-        for probe in probes:
-            self._pending[probe.split, probe.codec or ""] = now_s
-        if probes:
-            self._probed_s = now_s
         return tuple(probes)
 
 
@@ -106,7 +103,7 @@ def _routes(choice: Choice) -> set[tuple[int, str]]:
 
 
 class Uncertainty:
-    """Relative uncertainty of options' device work, payload and cloud cost.
+    """Relative uncertainty of options' device work, payload and cloud cost, and how many items get there.
 
     Attributes:
         reach: for each split, the share of the items that get there.

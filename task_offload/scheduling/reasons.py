@@ -48,9 +48,6 @@ class Change:
 
     def _what(self, names: Sequence[str]) -> list[str]:
         old, new = self.old, self.new
-        if new.splits == old.splits and new.codec == old.codec:
-            share = new.shares[min(new.splits)]
-            return [f"{share:.0%} of the items now go at split {min(new.splits)}, the rest at {max(new.splits)}"]
         parts = []
         moved = names[min(old.splits | new.splits) : max(old.splits | new.splits)]
         before, after = _mean_split(old), _mean_split(new)

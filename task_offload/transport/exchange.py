@@ -66,7 +66,7 @@ class LinkEvents(Protocol):
     def learned(self, session: DeviceSession, acked: list[Acked], totals: Totals) -> None:
         """The cloud told its books: after a welcome, an ack, or a farewell."""
 
-    def cost(self, costs: Costs) -> None:
+    def cost(self, session: DeviceSession, costs: Costs) -> None:
         """The cloud told what this device's items cost it."""
 
     def sent(self, size_bytes: int, cpu_s: float) -> None:
@@ -270,7 +270,7 @@ class Exchange:
 
     def _handle(self, event: DeviceEvent) -> None:
         if isinstance(event, Costs):
-            self._events.cost(event)
+            self._events.cost(self._session, event)
         elif isinstance(event, Welcome):
             self._welcomed(event)
         elif isinstance(event, Farewell):

@@ -5,7 +5,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from task_offload.scheduling import cost_model
-from task_offload.scheduling.cost_model import Costs, Option, Payload, cheapest, fastest, mixed, options, single
+from task_offload.scheduling.cost_model import (
+    RESOURCES,
+    Costs,
+    Option,
+    Payload,
+    cheapest,
+    fastest,
+    mixed,
+    options,
+    single,
+)
 
 
 def costs(**changes: object) -> Costs:
@@ -116,7 +126,7 @@ def option(use_s: list[float], cloud_s: float, split: int) -> Option:
     return Option(split, "none", tuple(use_s), max(use_s), cloud_s, 0.0, 0.0)
 
 
-uses = st.lists(st.floats(1e-4, 1.0), min_size=6, max_size=6)
+uses = st.lists(st.floats(1e-4, 1.0), min_size=len(RESOURCES), max_size=len(RESOURCES))
 
 
 @settings(deadline=None)  # a busy machine is no failure

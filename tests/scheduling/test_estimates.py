@@ -3,10 +3,10 @@ import random
 
 import pytest
 
-from task_offload.scheduling.estimates import UNKNOWN_CODEC, Estimates, Link, Mean
+from task_offload.scheduling.estimates import MEMORY_S, UNKNOWN_CODEC, Estimates, Link, Mean
 from task_offload.scheduling.observation import Observation, PayloadCost, TaskCost
 
-KEEP = math.exp(-0.5 / 15)
+KEEP = math.exp(-0.5 / MEMORY_S)
 
 
 def observation(now_s: float, **changes: object) -> Observation:
@@ -129,7 +129,9 @@ def test_small_payloads_tell_the_link_only_when_it_and_not_the_cloud_held_them_b
 
 def test_small_payloads_that_come_faster_than_the_link_is_believed_to_be_correct_it() -> None:
     busy = {"acked_bytes": 100_000, "link_busy_s": 0.5, "acked": 10, "rtt_s": 0.4, "window_full_s": 0.48}
-    found = estimates(observation(0.5, **busy), observation(1.0, **(busy | {"link_busy_s": 0.1, "window_full_s": 0.0})))
+    found = estimates(
+        observation(0.5, **busy), observation(1.0, **(busy | {"link_busy_s": 0.1, "rtt_s": 0.05, "window_full_s": 0.0}))
+    )
     assert found.link.bytes_per_s == pytest.approx(1_000_000)
 
 

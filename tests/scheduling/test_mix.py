@@ -47,6 +47,15 @@ def test_probes_survive_a_new_decision() -> None:
     assert take(mixer, 2 * PROBE_SPACING + 1) == [5, 3, 3, 3, 6, 3, 3, 3, 1]
 
 
+def test_a_probe_that_waits_does_not_queue_again() -> None:
+    """A slow stream takes few; the policy asks for those again that did not come back."""
+    mixer = Mixer(Decision({2: 1.0}, "", probes=(Route(5), Route(5), Route(6))))
+    mixer.next_route()
+    mixer.follow(Decision({2: 1.0}, "", probes=(Route(6), Route(5), Route(1))))
+    routes = take(mixer, 6 * PROBE_SPACING)
+    assert [split for split in routes if split != 2] == [5, 6, 1]
+
+
 def test_a_decision_without_a_codec_leaves_it_as_it_is() -> None:
     mixer = Mixer(Decision({2: 1.0}, "", codec="lz4"))
     mixer.follow(Decision({4: 1.0}, ""))

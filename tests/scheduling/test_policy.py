@@ -234,7 +234,6 @@ def arbitrary(random_: random.Random, now_s: float) -> Observation:
         held_s=random_.choice([0.0, 0.5]),
         transfer_bytes=random_.choice([0, 400_000]),
         transfer_s=seconds(),
-        latency_s=seconds(),
         late=count(),
         cores=random_.choice([1, 4]),
         cpu_s=random_.choice([None, 0.0, 0.01, 0.4]),

@@ -76,16 +76,16 @@ def test_one_probe_at_a_time_until_it_comes_back_or_is_lost() -> None:
     probing = Probing()
     assert choose(probing, known(), 12.0, now_s=100.0)
     assert choose(probing, known(), 12.0, now_s=101.0) == ()
-    assert not probing.returned(came(101.0))
-    assert probing.returned(came(101.5, (1, "none")))
+    assert not probing.take_in(came(101.0))
+    assert probing.take_in(came(101.5, (1, "none")))
     assert choose(probing, known(), 12.0, now_s=101.5)
-    assert not probing.returned(came(102.0))
-    assert probing.returned(came(102.0 + PROBE_WAIT_S))
+    assert not probing.take_in(came(102.0))
+    assert probing.take_in(came(102.0 + PROBE_WAIT_S))
 
 
 def test_there_is_a_pause_between_probes_while_the_target_is_met() -> None:
     probing = Probing()
     assert choose(probing, known(), 4.0, split=1, now_s=100.0)
-    assert probing.returned(came(100.5, (2, "none")))
+    assert probing.take_in(came(100.5, (2, "none")))
     assert choose(probing, known(), 4.0, split=1, now_s=100.0 + 0.5 * PROBE_PAUSE_S) == ()
     assert choose(probing, known(), 4.0, split=1, now_s=100.0 + PROBE_PAUSE_S)

@@ -58,5 +58,3 @@ def test_a_share_of_the_items_and_another_codec() -> None:
     assert words.startswith(
         "scale to detect for a share of the items moved to the cloud; payloads encoded with lz4 instead of none; "
     )
-    more = replace(CHANGE, old=mix, new=mixed(mix.first, mix.second, 0.5)).in_words(NAMES)
-    assert more.startswith("50% of the items now go at split 1, the rest at 3; ")

@@ -42,7 +42,7 @@ class Heard:
         self.totals.append(totals)
         self._tell()
 
-    def cost(self, costs: Costs) -> None:
+    def cost(self, session: DeviceSession, costs: Costs) -> None:
         self.costs.append(costs)
         self._tell()
 

@@ -71,7 +71,6 @@ class Interval:
     captured: int = 0
     finished: int = 0
     dropped: int = 0
-    latency_s: float = 0.0
     late: int = 0
     acked: int = 0
     acked_bytes: float = 0.0
@@ -331,7 +330,6 @@ class SimulatedDevice:
     def _finish(self, second: float, latency_s: float) -> Interval:
         interval = self._at(second)
         interval.finished += 1
-        interval.latency_s += latency_s
         interval.latencies.append(latency_s)
         if self.world.max_latency_s is not None and latency_s > self.world.max_latency_s:
             interval.late += 1
@@ -415,7 +413,6 @@ class SimulatedDevice:
             held_s=held_s,
             transfer_bytes=int(interval.transfer_bytes),
             transfer_s=interval.transfer_s,
-            latency_s=interval.latency_s / interval.finished if interval.finished else None,
             late=interval.late,
             cpu_s=interval.device_s * share if share else None,
             delayed_s=interval.device_s * (1.0 - share) if share else None,
