@@ -260,19 +260,39 @@ def test_stop_captures_nothing_more_and_finishes_what_is_captured() -> None:
     assert len(entries) == world.meters.captured < 1000
 
 
-def test_abort_gives_up_what_waits() -> None:
-    held = threading.Event()
+def test_abort_gives_up_what_waits_and_what_is_worked_on() -> None:
+    held, begun = threading.Event(), threading.Event()
 
     def work(n: int) -> Any:
+        begun.set()
         assert held.wait(PATIENCE_S)
         return True, n
 
     world = World(numbers(1000), work, last, split=2)
     world.pipeline.start()
+    assert begun.wait(PATIENCE_S)
     world.pipeline.abort()
     held.set()
-    world.end()
-    assert len(world.entries) <= 2
+    assert world.end() == []
+
+
+def test_a_stop_while_an_item_waits_for_its_route_captures_nothing() -> None:
+    asked, stopped = threading.Event(), threading.Event()
+    world = World(numbers(1000), last)
+
+    def wait_for_route() -> Route:
+        asked.set()
+        assert stopped.wait(PATIENCE_S)
+        return Route(1)
+
+    world.next_route = wait_for_route
+    world.pipeline.start()
+    assert asked.wait(PATIENCE_S)
+    world.pipeline.stop()
+    assert world.pipeline.stopping
+    stopped.set()
+    assert world.end() == []
+    assert world.meters.captured == 0
 
 
 def test_a_source_that_is_gone_ends_it_with_its_error() -> None:

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -65,6 +66,24 @@ def test_after_a_switch_the_items_before_it_do_not_count() -> None:
     judged.see([10] * 12)
     judged.judgement.switched(backlog=30)
     assert judged.see([10] * 9)[-2:] == [None, pytest.approx(20.0)]
+
+
+def test_what_was_kept_over_an_outage_says_nothing_of_the_prediction() -> None:
+    judged = Judged()
+    judged.see([10] * 12)
+    margin, capacity_fps = judged.judgement.margin, judged.choice().capacity_fps
+    judged.judgement.interrupted(backlog=600)
+    assert judged.see([300, 300, *[10] * 5]) == [None] * 7
+    assert judged.judgement.margin == margin
+    assert judged.choice().capacity_fps == pytest.approx(capacity_fps)
+
+
+def test_no_throughput_at_all_does_not_make_tasks_free() -> None:
+    judged = Judged()
+    judged.see([10] * 12)
+    judged.estimates.add(replace(interval(13, 0), device=(TaskCost(10, 0.3, 10), TaskCost(10, 0.4, 10), TaskCost())))
+    judged.able_fps(0.0, FPS, 1.0)
+    assert judged.choice().capacity_fps < 1.2 * FPS
 
 
 def test_the_margin_follows_the_noise() -> None:
