@@ -81,7 +81,7 @@ def test_what_was_kept_over_an_outage_says_nothing_of_the_prediction() -> None:
 def test_no_throughput_at_all_does_not_make_tasks_free() -> None:
     judged = Judged()
     judged.see([10] * 12)
-    judged.estimates.add(replace(interval(13, 0), device=(TaskCost(10, 0.3, 10), TaskCost(10, 0.4, 10), TaskCost())))
+    judged.estimates.add(replace(interval(13, 0), device=(TaskCost(10, 0.23, 10), TaskCost(10, 0.32, 10), TaskCost())))
     judged.able_fps(0.0, FPS, 1.0)
     assert judged.choice().capacity_fps < 1.2 * FPS
 
