@@ -109,12 +109,12 @@ class Judgement:
         if not held:
             self.lift *= 1.0 - LEARN
             return min(fps, aim_fps)  # more was not possible, since there was no more
-        off = min(max(finished / predicted - 1.0, -MOST_OFF), MOST_OFF)
+        off = finished / predicted - 1.0
         self.lift = min(max(self.lift + LEARN * (1.0 - fps / demand_fps), 0.0), MOST_LIFT)
         # The shares of a mix steer towards the aim, so there only what they could not level out counts.
         rest = off if current.first is current.second else min(abs(off), abs(fps / aim_fps - 1.0))
         self._unrest += LEARN * (rest * rest - self._unrest)
-        self._correct(current, off)
+        self._correct(current, min(max(off, -MOST_OFF), MOST_OFF))
         return fps
 
     def able_fps(self, fps: float | None, kept: Choice, demand_fps: float, interval_s: float) -> float:
