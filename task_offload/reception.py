@@ -289,7 +289,7 @@ class Reception:
             log.info("device %s connected from %s%s%s", hello.device, connection.address, again, more)
         if differs and more is not None:
             log.warning(
-                "the app of device %s is other source code than this server's, results may differ", hello.device
+                "the app of device %s is other source code than this server's; results may differ", hello.device
             )
         self._connected += 1
         self._listener.accept(connection, session, welcome.encode())

@@ -18,7 +18,7 @@ MOST_OFF = 0.5  # of a difference between prediction and throughput, relative, w
 FAR_OFF = 0.05  # a throughput that much below the prediction is none that was predicted
 SIGMAS = 1.5  # standard deviations of the throughput that the margin covers, with what is tolerated
 LEAST_MARGIN, MOST_MARGIN = 0.005, 0.09  # capacity above the target that a choice aims at; more where items differ more
-MOST_LIFT = 0.3
+MOST_LIFT = 0.3  # of the aim
 DOUBT_S = 0.5  # a throughput that is too low, and lower than predicted, for longer makes old costs doubtful
 LASTING_S = 8.0  # a throughput that is too low for so long is believed before the model
 LATE_SHARE, LATE_PACE = 0.05, 0.1  # of the items may be later than --max-latency
@@ -48,7 +48,7 @@ class Judgement:
         self._latency_factor = 1.0  # of what waiting in queues makes of a latency
         self._late = 0.0  # share of the items that were too late of late
         self._recent: deque[_Past] = deque()  # the last intervals, JUDGED_S together
-        self._before = 0  # items captured before the last switch and not finished yet
+        self._before = 0  # items captured before the last switch, or in an outage, and not ended yet
         self._judged = 0  # intervals that corrected the model
         self._lacking_s = 0.0  # how long the throughput has been too low, whatever is predicted
         self._unrest = 0.0  # variance of throughput over JUDGED_S, relative
@@ -88,7 +88,8 @@ class Judgement:
         if self._estimates.stepped:
             recent.clear()
         if self._before > 0:
-            self._before -= observation.finished
+            # Where some were dropped, no more of them can be left than all that are on their way.
+            self._before = min(self._before - observation.finished, observation.backlog)
             return None
         recent.append(
             _Past(

@@ -14,7 +14,7 @@ INTERVAL_S = 0.5
 FPS = 20.0  # of a device that needs 50 ms for an item
 
 
-def interval(number: int, finished: int, late: int = 0) -> Observation:
+def interval(number: int, finished: int, late: int = 0, backlog: int = 1000) -> Observation:
     return Observation(
         now_s=INTERVAL_S * number,
         interval_s=INTERVAL_S,
@@ -27,6 +27,7 @@ def interval(number: int, finished: int, late: int = 0) -> Observation:
         source_rate=math.inf,
         held_s=INTERVAL_S,
         window=16,
+        backlog=backlog,
         late=late,
     )
 
@@ -42,13 +43,13 @@ class Judged:
     def choice(self) -> Choice:
         return cost_model.single(cost_model.options(self.estimates.costs([(2, "none")]))[0])
 
-    def see(self, finished: Iterable[int], demand_fps: float = FPS, late: int = 0) -> list[float | None]:
+    def see(self, finished: Iterable[int], late: int = 0, backlog: int = 1000) -> list[float | None]:
         found = []
         for count in finished:
             self.number += 1
-            observation = interval(self.number, count, late)
+            observation = interval(self.number, count, late, backlog)
             self.estimates.add(observation)
-            found.append(self.judgement.add(observation, self.choice(), demand_fps, demand_fps))
+            found.append(self.judgement.add(observation, self.choice(), FPS, FPS))
         return found
 
     def able_fps(self, fps: float | None, demand_fps: float, seconds: float) -> float:
@@ -76,6 +77,12 @@ def test_what_was_kept_over_an_outage_says_nothing_of_the_prediction() -> None:
     assert judged.see([300, 300, *[10] * 5]) == [None] * 7
     assert judged.judgement.margin == margin
     assert judged.choice().capacity_fps == pytest.approx(capacity_fps)
+
+
+def test_what_an_outage_dropped_is_not_waited_for() -> None:
+    judged = Judged()
+    judged.judgement.interrupted(backlog=600)
+    assert judged.see([10] * 12, backlog=8)[-1] == pytest.approx(20.0)
 
 
 def test_no_throughput_at_all_does_not_make_tasks_free() -> None:
