@@ -186,12 +186,13 @@ class DaskWorker:
         self._start()
 
     def _start(self) -> None:
+        self._chosen = self._places.choose(self)
         self._coming = self._client.submit(
             DaskActor,
             self._near.app,
             actor=True,
             pure=False,
-            workers=[self._places.choose(self)],
+            workers=[self._chosen],
             allow_other_workers=True,
         )
 
@@ -204,13 +205,25 @@ class DaskWorker:
                 if self._coming is None:
                     self._start()
                 coming, self._coming = self._coming, None
-                self._actor = coming.result(timeout=START_S)
+                self._actor = self._come(coming)
                 return
             except AppError as error:
                 raise AppError(f"--engine dask: a worker of the cluster could not load the app: {error}") from error
             except Exception as error:  # whatever keeps an actor from being there
                 problem = error
         raise LinkError(f"--engine dask: no actor could be started on the cluster: {problem!r}") from problem
+
+    def _come(self, coming: Any) -> Any:
+        """The actor, once it is there. An actor on its way to a worker that left may never come."""
+        ends_at = time.monotonic() + START_S
+        while True:
+            try:
+                return coming.result(timeout=LOOK_S)
+            except (TimeoutError, asyncio.TimeoutError):
+                if time.monotonic() >= ends_at:
+                    raise
+                if self._chosen not in self._client.nthreads():
+                    raise RuntimeError("its worker has left the cluster") from None
 
     def run(self, units: Sequence[Unit]) -> Iterator[Done]:
         away = []
