@@ -201,20 +201,25 @@ class Exchange:
     def _send(self, now: float) -> None:
         """Sends what the window allows and the socket takes."""
         stream = self._stream
-        if self._window is not None:
-            self._queue_entries(self._window, now)
-        if not stream.outgoing_bytes:
-            if not self._liveness.ping_due(now):
-                return
-            stream.queue([PING])
-        started = time.thread_time()
-        size_bytes = stream.flush()
-        if size_bytes:
-            self._liveness.sent_at = now
-            self._events.sent(size_bytes, time.thread_time() - started)
+        more = True
+        while more:
+            more = self._window is not None and self._queue_entries(self._window, now)
+            if not stream.outgoing_bytes:
+                if not self._liveness.ping_due(now):
+                    return
+                stream.queue([PING])
+            started = time.thread_time()
+            size_bytes = stream.flush()
+            if size_bytes:
+                self._liveness.sent_at = now
+                self._events.sent(size_bytes, time.thread_time() - started)
+            more = more and not stream.outgoing_bytes
 
-    def _queue_entries(self, window: Window, now: float) -> None:
-        """Gives the stream what the window allows, and not much more than the socket may take at once."""
+    def _queue_entries(self, window: Window, now: float) -> bool:
+        """Gives the stream what the window allows, and not much more than the socket may take at once.
+
+        Returns whether it left some for when the socket has taken these.
+        """
         stream, session = self._stream, self._session
         outbox = session.outbox
         sent_to = 0
@@ -245,6 +250,7 @@ class Exchange:
             self._left = True
             self._side.leave()
             stream.queue([bye(session.next_sequence)])
+        return stream.outgoing_bytes >= QUEUE_BYTES
 
     # -- receiving --------------------------------------------------------------------------------------------------
 

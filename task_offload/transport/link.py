@@ -129,13 +129,21 @@ class Link:
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Waits until `ready()`, which is called with the condition held, or until the link has ended."""
+
+        def step(exchange: Exchange) -> None:
+            exchange.push()  # what others put in and left to this thread does not wait for the socket
+            with self._lock:
+                if ready():
+                    return
+            exchange.step(WAIT_S)
+
         while True:
             with self._lock:
                 if self.ended or ready():
                     return
             if self._waiting.acquire(blocking=False):
                 try:
-                    carried = self._carry_on(_step_and_wait, wait=True)
+                    carried = self._carry_on(step, wait=True)
                 finally:
                     self._waiting.release()
                 if carried:
@@ -416,10 +424,6 @@ class Link:
         if self.away_since is not None:
             self.away_s += self._clock() - self.away_since
             self.away_since = None
-
-
-def _step_and_wait(exchange: Exchange) -> None:
-    exchange.step(WAIT_S)
 
 
 def _events(blocked: bool) -> int:

@@ -235,6 +235,32 @@ def test_it_counts_for_how_long_something_waits_for_the_window(script: Script) -
     assert link.full_s() == 1.0
 
 
+def test_what_others_left_to_the_thread_that_waits_is_sent_before_it_waits(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("task_offload.transport.link.WAIT_S", 10 * PATIENCE_S)
+    link = script.link()
+    server = script.accept()
+    server.welcome()
+    script.heard.wait_for("welcomes")
+    for n in range(3):
+        link.put(entry(n))
+    link.wait_until(lambda: not link.live.outbox.waiting_entries)
+    assert server.sequences(3) == [0, 1, 2]
+
+
+def test_all_that_the_socket_takes_is_sent_at_once(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("task_offload.transport.exchange.QUEUE_BYTES", 1)
+    link = script.link()
+    server = script.accept()
+    server.welcome(heartbeat_s=10 * PATIENCE_S, silence_s=40 * PATIENCE_S)
+    script.heard.wait_for("welcomes")
+    for n in range(5):
+        link.put(entry(n))
+    link.carry()
+    assert server.sequences(5) == [0, 1, 2, 3, 4]
+
+
 def test_a_message_larger_than_the_window_still_goes_alone(script: Script) -> None:
     link = script.link()
     server = script.accept()
