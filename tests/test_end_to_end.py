@@ -176,10 +176,10 @@ def test_failing_tasks_cost_their_item_only(lab: Lab, split: int | None) -> None
 
 
 def test_a_changing_split_loses_repeats_and_reorders_nothing(lab: Lab) -> None:
-    """Automatic mode with a target out of reach, so that a decision is made sooner or later."""
+    """Automatic mode on a device with a slow task, which goes to the cloud."""
     server = lab.server("counter", "--no-tls")
-    device = lab.device("counter", "1", "1000000", "--no-tls", port=server.port)
-    device.wait_for(r"split 1.* -> ")
+    device = lab.device("counter", "4", "1000000", "--no-tls", port=server.port, env={"LABEL_MS": "3"})
+    device.wait_for(r"split 4.* -> ")
     device.wait_for("average throughput", device.out.count("average throughput") + 1)  # some items go as it says
     device.send(signal.SIGINT)
     report = device.finish()

@@ -29,6 +29,8 @@ STEP_SHARE = 0.1  # smaller steps are left to the moving mean
 STALE_S = 600.0  # age at which an estimate is worth nothing any more
 UNKNOWN = 0.7  # relative uncertainty of what was only inferred
 UNKNOWN_CODEC = 0.9  # of a payload that was seen with another codec; of one never seen there is no telling
+LEAST_FREE = 1e-3  # of an interval, in which a source that is held up gives what it gives
+SOURCE_STEP, SOURCE_PACE = 0.5, 0.2  # a larger step of its rate is believed at once, of a smaller one so much
 ROOM_ITEMS = 2  # beside one for each core, the items of a live source that wait: one in the sensor, one for a worker
 AS_LARGE = 0.02  # relative; payloads of one split that differ by less are the same
 PACKET_BYTES = 1500  # a payload that fits into one packet; no codec makes it better
@@ -319,13 +321,15 @@ class Estimates:
         if observation.source_rate is not None:
             self._source = observation.source_rate
             return
+        if self.held(observation):  # it could have gone on while it waited for room
+            free_s = max(observation.interval_s - observation.held_s, LEAST_FREE * observation.interval_s)
+            self._source = max(self._source or 0.0, observation.captured / free_s)
+            return
         rate = observation.captured / observation.interval_s
-        if self._source is None:
+        if self._source is None or abs(rate - self._source) > SOURCE_STEP * self._source:
             self._source = rate
-        elif self.held(observation):
-            self._source = max(self._source, rate)
         else:
-            self._source += 0.2 * (rate - self._source)
+            self._source += SOURCE_PACE * (rate - self._source)
 
     @staticmethod
     def held(observation: Observation) -> bool:

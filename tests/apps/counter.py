@@ -1,16 +1,19 @@
 """Numbers through five tasks: one filters, all are pure, the result of a number can be told without running them.
 
-COUNT ends the stream after so many items. CAPTURE_GATE, WORK_GATE and LAST_GATE hold items up.
+COUNT ends the stream after so many items. CAPTURE_GATE, WORK_GATE and LAST_GATE hold items up. LABEL_MS is the fourth
+task's CPU time.
 """
 
 import itertools
 import os
+import time
 
 from gates import Gate, say
 
 from task_offload.task import current_item
 
 _count = int(os.environ.get("COUNT", "0")) or None
+_label_s = float(os.environ.get("LABEL_MS", "0")) / 1e3
 _numbers = itertools.count()
 _gates = {}
 
@@ -43,6 +46,9 @@ def keep_most(number, squared):
 def label(number, squared):
     say("label", number)
     _wait("WORK_GATE")
+    ends_s = time.thread_time() + _label_s
+    while time.thread_time() < ends_s:
+        pass
     return True, {"number": number, "label": f"{number}:{squared}"}
 
 

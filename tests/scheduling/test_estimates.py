@@ -147,6 +147,16 @@ def test_a_steady_link_that_falls_is_believed_at_once_and_a_restless_one_is_aver
     assert restless.spread(30.0) > steady.spread(30.0)
 
 
+def test_a_source_that_waits_for_room_could_have_given_more() -> None:
+    """Whatever is too slow after it must not pass for all that the source has."""
+    found = estimates(observation(0.0, source_rate=None, captured=6, interval_s=0.5, held_s=0.4))
+    assert found.source_rate == pytest.approx(60.0)
+    found.add(observation(0.5, source_rate=None, captured=6, interval_s=0.5, held_s=0.5))
+    assert found.source_rate > 1000.0
+    found.add(observation(1.0, source_rate=None, captured=6, interval_s=0.5))
+    assert found.source_rate == pytest.approx(12.0)
+
+
 def test_a_live_source_is_as_fast_as_it_was_when_nothing_held_it() -> None:
     found = estimates(*(observation(i * 0.5, source_rate=None, captured=6) for i in range(60)))
     assert found.source_rate == pytest.approx(12.0)
