@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from task_offload.errors import LinkError, RefusedError
-from task_offload.transport.stream import Stream
+from task_offload.transport.stream import Stream, Waker
 from task_offload.wire.framing import FrameLimits, FrameReader
 from task_offload.wire.memory import MemoryPool
 from task_offload.wire.messages import LASTING, PING, Costs, Hello, Load, RefusalMessage, Totals, Welcome, bye
@@ -101,6 +101,7 @@ class Exchange:
 
     Arguments:
         stream: connected, its TLS handshake done.
+        waker: ends the wait in `step`.
         session, hello: what is carried, and how it introduces itself.
         lock: guards the session.
         condition: on that lock; notified when something was sent or acknowledged.
@@ -117,6 +118,7 @@ class Exchange:
     def __init__(
         self,
         stream: Stream,
+        waker: Waker,
         session: DeviceSession,
         hello: Hello,
         lock: threading.RLock,
@@ -130,6 +132,7 @@ class Exchange:
         unix_clock: Callable[[], float],
     ) -> None:
         self._stream = stream
+        self._waker = waker
         self._session = session
         self._lock = lock
         self._condition = condition
@@ -150,6 +153,8 @@ class Exchange:
         self._poll = select.poll()
         self._polled = select.POLLIN
         self._poll.register(stream, self._polled)
+        self._poll.register(waker, select.POLLIN)
+        self._waker_fd = waker.fileno()
         stream.queue([hello.encode()])
 
     @property
@@ -173,7 +178,7 @@ class Exchange:
             self._send(now)
 
     def step(self, timeout_s: float = 0.0) -> None:
-        """Waits at most so long for the socket, hears what has come, and sends what can be sent.
+        """Waits at most so long for the socket or the waker, hears what has come, and sends what can be sent.
 
         Raises:
             LinkError: the connection is lost, or the cloud is silent.
@@ -184,9 +189,11 @@ class Exchange:
         if events != self._polled:
             self._polled = events
             self._poll.modify(self._stream, events)
-        found = self._poll.poll(timeout_s * 1e3)
-        if found and found[0][1] != select.POLLOUT:
-            self._receive()
+        for descriptor, found in self._poll.poll(timeout_s * 1e3):
+            if descriptor == self._waker_fd:
+                self._waker.drain()
+            elif found != select.POLLOUT:
+                self._receive()
         self._looked_at = now = self._clock()
         self._send(now)
         if self._liveness.gone(now):

@@ -98,6 +98,8 @@ class Link:
         self._carried = 0  # steps that other threads than the link's have taken
         self._watched = 0  # what the link's thread waits for on the connection
         self._more = False  # something was put in since the connection was carried on
+        self._polling = False  # a thread other than the link's waits for the connection
+        self._poll_waker = Waker()  # of that thread
         self._waker = Waker()
         self._abandoned = False
         self._hurry = False
@@ -125,7 +127,8 @@ class Link:
     def carry(self) -> None:
         """Sends what can be sent now, and hears what has come, unless there is no connection. Does not wait."""
         self._more = True
-        self._carry_on(Exchange.push)
+        if not self._carry_on(Exchange.push) and self._polling:
+            self._poll_waker.wake()
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Waits until `ready()`, which is called with the condition held, or until the link has ended."""
@@ -135,7 +138,12 @@ class Link:
             with self._lock:
                 if ready():
                     return
-            exchange.step(WAIT_S)
+            self._polling = True  # from here on, what is put in wakes it
+            try:
+                if not self._more:
+                    exchange.step(WAIT_S)
+            finally:
+                self._polling = False
 
         while True:
             with self._lock:
@@ -229,6 +237,7 @@ class Link:
         finally:
             self._selector.close()
             self._waker.close()
+            self._poll_waker.close()
             with self.condition:
                 self.ended = True
                 self.condition.notify_all()
@@ -363,6 +372,7 @@ class Link:
         secret = token.secret if token is not None else bytes(32)
         exchange = Exchange(
             stream,
+            self._poll_waker,
             session,
             Hello(name, session.session, secret, self._chain, session.acked),
             self._lock,

@@ -249,6 +249,22 @@ def test_what_others_left_to_the_thread_that_waits_is_sent_before_it_waits(
     assert server.sequences(3) == [0, 1, 2]
 
 
+def test_what_is_put_in_while_a_thread_waits_is_sent_at_once(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("task_offload.transport.link.WAIT_S", 10 * PATIENCE_S)
+    link = script.link()
+    server = script.accept()
+    server.welcome(heartbeat_s=10 * PATIENCE_S, silence_s=40 * PATIENCE_S)
+    script.heard.wait_for("welcomes")
+    waits = threading.Thread(target=link.wait_until, args=[lambda: link.live.acked == 20], daemon=True)
+    waits.start()
+    for n in range(20):
+        put(link, entry(n))
+        assert server.sequences(1) == [n]
+        server.send(ack(Totals(n + 1, n + 1)))
+    waits.join(PATIENCE_S)
+    assert not waits.is_alive()
+
+
 def test_all_that_the_socket_takes_is_sent_at_once(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("task_offload.transport.exchange.QUEUE_BYTES", 1)
     link = script.link()
