@@ -92,6 +92,8 @@ class OffloadRun(Run):
         assert config.split is not None
         if not config.use_tls:
             check_no_tls_addresses(config.host)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.cores = 1 if config.emulate_cpu else min(cores, MOST_WORKERS)
         self._codecs = available_codecs() if config.codec == "auto" else (config.codec,)
         self._cloud_codecs = frozenset(self._codecs)
         self.model: ModelPolicy | None = None
@@ -186,8 +188,6 @@ class OffloadRun(Run):
 
     def run(self) -> int:
         config = self.config
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.cores = 1 if config.emulate_cpu else min(cores, MOST_WORKERS)
         codec = self._codecs[0]
         self._pipeline = pipeline = Pipeline(
             self.chain,
@@ -261,6 +261,7 @@ class OffloadRun(Run):
             now, interval_s, backlog, link_busy - self._link_busy_before, self._source_rate(), self.cores,
             self._window, self._away, cpu_s - self._cpu_before_s,
             full - self._full_before, self._delays.measure() if self._delays is not None else None,
+            self._cloud_codecs,
         )  # fmt: skip
         self._cpu_before_s = cpu_s
         self._link_busy_before, self._full_before = link_busy, full

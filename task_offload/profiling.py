@@ -178,12 +178,12 @@ def _measure_with_cloud(config: DeviceConfig, chain: Chain, codecs: tuple[str, .
     """None if the session failed, which it has said itself."""
     split = config.split or chain.splits[-1]
     visitor = _Visitor(chain, codecs, split)
-    routes = visitor.estimates.routes
-    items = config.items or len(routes) * VISITS * PROBE_SPACING
+    items = config.items or len(visitor.estimates.routes) * VISITS * PROBE_SPACING
     run = OffloadRun(replace(config, split=split, target_fps=math.inf, items=items, report=None), chain, visitor)
     if run.run():
         return None
     if not run.books.finished or run.signals.count:
         raise OffloadError("the session ended before every split was measured, so there is no profile; run it again")
     visitor.decide(run.observe(monotonic()))  # its last items
+    routes = visitor.estimates.routes  # with the codecs that the cloud has
     return visitor.estimates.known(routes).costs, f"measured on {items} items with {config.host}:{config.port}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from task_offload.observe.latency import LatencyHistogram
 from task_offload.observe.load import Delays
@@ -181,6 +181,7 @@ class DeviceMeters:
         cpu_s: float | None = None,
         window_full_s: float = 0.0,
         delays: Delays | None = None,
+        codecs: Set[str] | None = None,
     ) -> Observation:
         """What happened since the observation before. See `Observation` for the arguments."""
         with self._lock:
@@ -219,6 +220,7 @@ class DeviceMeters:
                 cpu_s=cpu_s,
                 delayed_s=delays.seconds if delays is not None else None,
                 threads=delays.threads if delays is not None else 1.0,
+                codecs=codecs,
             )
             self._captured_before = self.captured
             self._payloads.clear()

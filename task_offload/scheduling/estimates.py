@@ -190,7 +190,11 @@ class _PayloadMeans:
 
 
 class Estimates:
-    """Learns the costs of one chain on one device and its cloud."""
+    """Learns the costs of one chain on one device and its cloud.
+
+    Attributes:
+        codecs: those that are allowed and that the cloud has; "none" where it has none of them.
+    """
 
     def __init__(self, splits: Sequence[int], stateful: Sequence[bool], codecs: Sequence[str]) -> None:
         """Arguments:
@@ -199,7 +203,9 @@ class Estimates:
         codecs: the allowed ones.
         """
         self._stateful = tuple(stateful)
-        self._routes = tuple((split, codec) for codec in codecs for split in splits)
+        self._splits = tuple(splits)
+        self._allowed_codecs = tuple(codecs)
+        self.codecs = self._allowed_codecs
         tasks = range(len(stateful))
         self._device = [Mean() for _ in tasks]
         self._cloud = [Mean() for _ in tasks]
@@ -218,6 +224,9 @@ class Estimates:
     def add(self, observation: Observation) -> None:
         """Takes one interval in. `stepped` then says whether something was forgotten."""
         self._last = observation
+        cloud = observation.codecs
+        if cloud is not None:
+            self.codecs = tuple(each for each in self._allowed_codecs if each in cloud) or ("none",)
         self._newest_wins |= observation.dropped > 0
         self.now_s = observation.now_s
         keep = math.exp(-observation.interval_s / MEMORY_S)
@@ -342,8 +351,8 @@ class Estimates:
 
     @property
     def routes(self) -> tuple[tuple[int, str], ...]:
-        """Every allowed split with every allowed codec."""
-        return self._routes
+        """Every allowed split with every codec that may be used."""
+        return tuple((split, codec) for codec in self.codecs for split in self._splits)
 
     def costs(self, routes: Sequence[tuple[int, str]]) -> Costs:
         """The costs of splits and codecs that are in force, and so measured where they run: the quick way."""

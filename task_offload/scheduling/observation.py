@@ -5,7 +5,7 @@ Plain data without I/O or clocks: the device fills an observation from its meter
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -85,6 +85,7 @@ class Observation:
         delayed_s: how long its threads could have run and waited for a core, all of them together; None where that is
             not measured, and the CPU seconds of tasks and payloads neither.
         threads: how many of them wanted to run, as `observe.load.Delays` counts them.
+        codecs: those that the cloud which is connected can decode; None for all.
     """
 
     now_s: float
@@ -115,6 +116,7 @@ class Observation:
     cpu_s: float | None = None
     delayed_s: float | None = None
     threads: float = 1.0
+    codecs: Set[str] | None = None
 
     @property
     def fps(self) -> float:

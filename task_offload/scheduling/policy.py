@@ -141,6 +141,8 @@ class ModelPolicy:
         now_s, estimates = observation.now_s, self._estimates
         estimates.add(observation)
         self._learned |= self._probing.take_in(observation)
+        if self._codec not in estimates.codecs:
+            return self._change_codec(observation)
         state = self._state(observation)
         worse = not state.holds and state.able_fps < (1.0 - TOLERANCE) * self._looked_fps
         if not (worse or self._learned or estimates.stepped) and now_s - self._looked_s < LOOK_AROUND_S:
@@ -179,6 +181,15 @@ class ModelPolicy:
         listed = ", ".join(f"{route.split} with {route.codec}" for route in probes)
         reason = f"one item each is tried at split {listed}: it may be better, and was not measured of late"
         return self._decision(state.trimmed if trim is not None else state.current, reason, probes, routine=True)
+
+    def _change_codec(self, observation: Observation) -> Decision:
+        """Another cloud than before is connected, and has not the codec in force, or has again the one asked for."""
+        old, new = self._codec, self._estimates.codecs[0]
+        cause = f"cannot decode {old}" if old in self._goal.codecs else f"can decode {new}"
+        self._codec = new
+        self._judgement.switched(observation.backlog)
+        reason = f"payloads encoded with {new} instead of {old}: the cloud {cause}"
+        return self._decision(self._current(), reason)
 
     def _state(self, observation: Observation) -> _State:
         judgement, estimates = self._judgement, self._estimates

@@ -12,6 +12,7 @@ from task_offload.scheduling.simulation.laboratory import Run, goal_of, judge, r
 from task_offload.scheduling.simulation.worlds import ALL_CODECS, BALL_MEMORY, SYNTHETIC, TRAFFIC, World, always, worlds
 
 HEAVY = World("heavy middle", TRAFFIC, 15.0, always(2.5), link_mbit=always(40.0), duration_s=60.0)
+NARROW = replace(HEAVY, slowdown=always(1.0), target_fps=13.0, link_mbit=always(6.0), codecs=ALL_CODECS)
 
 
 def simulate(world: World, seed: int = 0) -> Run:
@@ -106,11 +107,49 @@ def test_without_a_target_it_takes_the_fastest_codec_of_the_split_that_is_given(
 
 
 def test_compression_is_chosen_where_the_link_needs_it() -> None:
-    slow = replace(HEAVY, slowdown=always(1.0), target_fps=13.0, link_mbit=always(6.0), codecs=ALL_CODECS)
-    last = simulate(slow).windows[-1]
+    last = simulate(NARROW).windows[-1]
     assert last.codec == "zstd"
     assert last.fps > 0.97 * 13.0
-    assert simulate(replace(slow, link_mbit=always(100.0))).windows[-1].codec == "none"
+    assert simulate(replace(NARROW, link_mbit=always(100.0))).windows[-1].codec == "none"
+
+
+class _CloudsWithCodecs:
+    """Clouds that follow each other, and have these codecs from a second on."""
+
+    def __init__(self, goal: Goal, clouds: tuple[tuple[float, set[str]], ...]) -> None:
+        self._policy, self._clouds = ModelPolicy(goal), clouds
+        self.start = self._policy.start
+
+    def codecs(self, second: float) -> set[str]:
+        return [codecs for since_s, codecs in self._clouds if since_s <= second][-1]
+
+    def decide(self, observation: Observation) -> Decision | None:
+        return self._policy.decide(replace(observation, codecs=self.codecs(observation.now_s)))
+
+
+def test_what_the_cloud_cannot_decode_is_neither_probed_nor_chosen() -> None:
+    clouds = ((0.0, {"none", "lz4"}), (20.0, set(ALL_CODECS)), (40.0, {"none"}))
+    policy = _CloudsWithCodecs(goal_of(NARROW), clouds)
+    found = run(NARROW, lambda _: policy, 0)
+    probed: dict[float, set[str | None]] = {}
+    for second, decision in found.decisions:
+        used = {decision.codec, *(route.codec for route in decision.probes)}
+        assert used <= policy.codecs(second)
+        probed.setdefault(20.0 * (second // 20.0), set()).update(used)
+    assert probed == {0.0: {"none", "lz4"}, 20.0: probed[20.0] | {"zstd"}, 40.0: {"none"}}
+    (second, decision), *_ = [(second, each) for second, each in switches(found) if second >= 40.0]
+    assert second < 41.0
+    assert decision.reason.startswith("payloads encoded with none instead of zstd: the cloud cannot decode zstd")
+
+
+def test_the_only_codec_that_is_asked_for_is_used_when_the_cloud_has_it() -> None:
+    goal = replace(goal_of(NARROW), splits=(2,), start=2, codecs=("zstd",))
+    found = run(NARROW, lambda _: _CloudsWithCodecs(goal, ((0.0, {"none"}), (20.0, set(ALL_CODECS)))), 0)
+    assert [(decision.codec, decision.reason) for _, decision in switches(found)] == [
+        ("none", "payloads encoded with none instead of zstd: the cloud cannot decode zstd"),
+        ("zstd", "payloads encoded with zstd instead of none: the cloud can decode zstd"),
+    ]
+    assert found.windows[-1].codec == "zstd"
 
 
 def test_a_latency_that_the_best_throughput_would_break_is_kept() -> None:

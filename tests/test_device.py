@@ -1,0 +1,135 @@
+"""The device's side, wired: what its scheduler sees of a link that changes clouds, and of what earlier runs left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from task_offload.config import parse_device
+from task_offload.device import OffloadRun
+from task_offload.scheduling.observation import PayloadCost, TaskCost
+from task_offload.task import load_app
+from task_offload.transport.exchange import DeviceSession
+from task_offload.wire.codec import Payload
+from task_offload.wire.compression import available_codecs
+from task_offload.wire.messages import Costs, PayloadBusy, TaskBusy, Totals, Welcome
+from task_offload.wire.outbox import Entry
+from tests.support.fault_proxy import FaultProxy
+from tests.support.processes import APPS, ROOT, Lab
+
+NOW = 1_800_000_000.0
+COSTS = Costs(2.0, 0.5, 100, 1, 500_000, 10_000, (TaskBusy(1, 4, 4, 4000),), (PayloadBusy(1, 0, 4, 800),))
+
+
+def welcome(*codecs: str) -> Welcome:
+    return Welcome(Totals(), 2.0, 8.0, 1 << 26, 1 << 26, 1024, 2.0, 0.5, codecs)
+
+
+@pytest.fixture
+def started(undo_imports: None) -> Iterator[Callable[..., OffloadRun]]:
+    """A run whose link is up, as far as it knows; no thread of it runs."""
+    made: list[OffloadRun] = []
+
+    def start(*options: str) -> OffloadRun:
+        config = parse_device(["1", "--host", "127.0.0.1", "--port", "1", "--no-tls", *options], {})
+        run = OffloadRun(config, load_app(str(APPS / "counter.py")))
+        run.link.away_since = None
+        made.append(run)
+        return run
+
+    yield start
+    for run in made:
+        run.link.abandon()
+        run.link.start()  # it ends at once, and closes what it had opened
+        assert run.link.join(20.0)
+
+
+def acknowledged(run: OffloadRun, session: DeviceSession, *, again: bool) -> None:
+    """One item is sent and acknowledged: by an ack, or by the welcome of the connection after (`again`)."""
+    outbox = session.outbox
+    outbox.add(Entry(0, 1, NOW, Payload(b"", (), 50_000)))
+    outbox.sent(1.0, 0)
+    if again:
+        outbox.rewind()
+    run.learned(session, outbox.acknowledge(1), Totals(1, completed=1))
+
+
+def test_the_scheduler_hears_at_each_connection_which_codecs_the_cloud_has(
+    started: Callable[..., OffloadRun],
+) -> None:
+    run = started("--codec", "auto")
+    for codecs in (("none", "zstd"), ("none",), ("none", "lz4", "zstd", "one of the future")):
+        run.welcomed(run.session, welcome(*codecs))
+        assert run.observe(1.0).codecs == set(codecs) & set(available_codecs())
+
+
+def test_a_jpeg_needs_nothing_that_the_cloud_may_lack(started: Callable[..., OffloadRun]) -> None:
+    run = started("--codec", "jpeg:90")
+    run.welcomed(run.session, welcome("none"))
+    assert run.observe(1.0).codecs == {"jpeg:90"}
+
+
+def test_what_an_earlier_run_left_tells_the_scheduler_nothing(started: Callable[..., OffloadRun]) -> None:
+    """It is delivered first, in codecs, at splits and under a load that this run knows nothing of."""
+    run, earlier = started(), DeviceSession(bytes(16))
+    run.meters.tag("none")
+    run.welcomed(earlier, welcome("none"))
+    run.cost(earlier, COSTS)
+    acknowledged(run, earlier, again=False)
+    found = run.observe(1.0)
+    assert found.in_local_outage
+    assert (found.finished, found.acked, found.acked_bytes, found.transfer_bytes) == (0, 0, 0, 0)
+    assert found.payloads == {}
+    assert found.cloud == (TaskCost(),) * 5
+    assert run.books.delivered_earlier == 1
+
+    run.welcomed(run.session, welcome("none"))
+    run.cost(run.session, COSTS)
+    acknowledged(run, run.session, again=False)
+    found = run.observe(2.0)
+    assert not found.in_local_outage
+    assert (found.finished, found.acked, found.acked_bytes, found.transfer_bytes) == (1, 1, 50_000, 500_000)
+    assert found.payloads == {(1, "none"): PayloadCost(0, 0, 0.0, 4, 800e-6)}
+    assert found.cloud[1] == TaskCost(4, 0.004, 4)
+
+
+def test_what_a_welcome_acknowledges_says_nothing_of_the_new_link(started: Callable[..., OffloadRun]) -> None:
+    """It was sent on the connection before, and came over that."""
+    run = started()
+    run.welcomed(run.session, welcome("none"))
+    acknowledged(run, run.session, again=True)
+    found = run.observe(1.0)
+    assert found.finished == 1
+    assert (found.acked, found.acked_bytes, found.rtt_s) == (0, 0, None)
+
+
+def test_a_cloud_without_the_codec_gets_none_of_it_not_even_of_an_outage(
+    lab: Lab, proxies: Callable[..., FaultProxy]
+) -> None:
+    pytest.importorskip("zstandard")
+    without = lab.folder / "without"
+    without.mkdir()
+    (without / "zstandard.py").write_text("raise ImportError('this cloud does not have it')\n")
+    server = lab.server("plane", "--no-tls", env={"PYTHONPATH": f"{without}:{ROOT}"})
+    proxy = proxies(server.port)
+    gate = lab.gate("capture")
+    device = lab.device(
+        "plane", "1", "--no-tls", "--codec", "zstd", port=proxy.port,
+        env={"LOUD": "1", "CAPTURE_GATE": str(gate.path)},
+    )  # fmt: skip
+    gate.let(5)
+    proxy.tap.wait_for_ack(5)
+    device.wait_for("codec zstd -> none: payloads encoded with none instead of zstd: the cloud cannot decode zstd")
+    proxy.refuse()
+    proxy.cut()
+    device.wait_for("no connection to")
+    gate.let(5)
+    device.wait_for("count 9$")
+    proxy.refuse(False)
+    proxy.tap.wait_for_ack(10)
+    gate.close()
+    device.finish()
+    server.stop()
+    rows = server.rows()
+    assert [(row["ending"], row["result"]) for row in rows] == [("completed", 20_000 * number) for number in range(10)]
