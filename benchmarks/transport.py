@@ -36,6 +36,7 @@ from task_offload.transport.link import Link
 from task_offload.transport.listener import Connection, Listener
 from task_offload.transport.tokens import Token
 from task_offload.wire.codec import Decoder, Encoder
+from task_offload.wire.compression import available_codecs
 from task_offload.wire.messages import ChainSpec, Costs, Hello, TaskSpec, Totals, Welcome, ack, farewell
 from task_offload.wire.outbox import Acked, Entry
 from task_offload.wire.session import Arrived, Bye, CloudEvent, CloudSide
@@ -99,7 +100,8 @@ class Acknowledger:
         pipe.send(self.listener.port)
 
     def greeted(self, connection: Connection, hello: Hello) -> None:
-        welcome = Welcome(Totals(), HEARTBEAT_S, SILENCE_S, UNACKED_BYTES, UNACKED_BYTES, 1024)
+        codecs = available_codecs()
+        welcome = Welcome(Totals(), HEARTBEAT_S, SILENCE_S, UNACKED_BYTES, UNACKED_BYTES, 1024, codecs=codecs)
         self._connection = connection
         self.listener.accept(connection, None, welcome.encode())
 

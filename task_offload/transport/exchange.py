@@ -15,6 +15,8 @@ from typing import Protocol
 
 from task_offload.errors import LinkError, RefusedError
 from task_offload.transport.stream import Stream, Waker
+from task_offload.wire.codec import decompressed
+from task_offload.wire.compression import encodings_beside
 from task_offload.wire.framing import FrameLimits, FrameReader
 from task_offload.wire.memory import MemoryPool
 from task_offload.wire.messages import LASTING, PING, Costs, Hello, Load, RefusalMessage, Totals, Welcome, bye
@@ -148,6 +150,7 @@ class Exchange:
         self._side = DeviceSide(session.acked, session.sent_to)
         self._liveness = Liveness(HEARTBEAT_S, SILENCE_S, clock())
         self._window: Window | None = None
+        self._foreign: frozenset[int] = frozenset()  # encodings that the cloud cannot decode
         self._left = False
         self._looked_at = 0.0
         self._poll = select.poll()
@@ -234,6 +237,8 @@ class Exchange:
         full = False
         with self._lock:
             while stream.outgoing_bytes < QUEUE_BYTES and (entry := outbox.next()) is not None:
+                if self._foreign and entry.payload is not None:
+                    outbox.replace_next(decompressed(entry.payload, self._foreign))
                 if not window.allows(outbox.sent_entries, outbox.sent_bytes, entry.size_bytes):
                     full = True
                     break
@@ -303,6 +308,7 @@ class Exchange:
             self._on_welcome()
             self._acked = True
         most_items = min(welcome.unacked_items, self._window_items or welcome.unacked_items)
+        self._foreign = encodings_beside(welcome.codecs)
         self._window = Window(most_items, welcome.unacked_bytes)
         self._events.welcomed(session, welcome)
         self._events.learned(session, acked, totals)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -17,11 +17,11 @@ import numpy as np
 from task_offload.errors import PayloadError, ProtocolError
 from task_offload.picture import Picture
 from task_offload.wire import arrays, compression, unpickle
-from task_offload.wire.arrays import Array, Encoding
+from task_offload.wire.arrays import Array, Encoding, Shape
 from task_offload.wire.objects import PayloadTypes
 from task_offload.wire.payload_limits import PayloadLimits
 
-__all__ = ["Decoder", "Encoder", "Payload", "PayloadLimits"]
+__all__ = ["Decoder", "Encoder", "Payload", "PayloadLimits", "decompressed"]
 
 _HEAD = struct.Struct("<II")  # arrays, size of the small arrays' bytes
 _ARRAY = struct.Struct("<BBBBQ")  # encoding, place, dimensions, length of the dtype's name, size of the bytes
@@ -180,26 +180,9 @@ class Decoder:
         limits = self._limits
         if len(head) > limits.head_bytes or body.nbytes > limits.body_bytes:
             raise ProtocolError(f"a payload of {len(head)} and {body.nbytes} bytes is over the limits")
-        count, small_bytes = _HEAD.unpack_from(head)
-        if count > limits.arrays:
-            raise ProtocolError(f"a payload of {count} arrays; {limits.arrays} are allowed")
-        position = _HEAD.size
-        entries = []
-        for _ in range(count):
-            encoding, place, dimensions, text_bytes, size_bytes = _ARRAY.unpack_from(head, position)
-            position += _ARRAY.size
-            if dimensions > limits.dimensions:
-                raise ProtocolError(f"an array of {dimensions} dimensions; {limits.dimensions} are allowed")
-            shape = _DIMENSIONS[dimensions].unpack_from(head, position)
-            position += 8 * dimensions
-            dtype = arrays.dtype_of(head[position : position + text_bytes])
-            position += text_bytes
-            entries.append((encoding, place, size_bytes, shape, dtype))
-        pickle_begin = position + small_bytes
-        if pickle_begin > len(head):
-            raise ProtocolError("the small arrays are longer than the head")
+        entries, small_begin, pickle_begin = _read_table(head, limits)
         regions = (
-            _Region(memoryview(bytearray(head[position:pickle_begin])), _HEAD_ALIGNMENT),
+            _Region(memoryview(bytearray(head[small_begin:pickle_begin])), _HEAD_ALIGNMENT),
             _Region(body if not body.readonly else memoryview(bytearray(body)), BODY_ALIGNMENT),
         )
         raw_left_bytes = limits.raw_bytes
@@ -225,6 +208,58 @@ class Decoder:
         for region in regions:
             region.check_used()
         return found, raw, head[pickle_begin:]
+
+
+def _read_table(
+    head: bytes, limits: PayloadLimits
+) -> tuple[list[tuple[int, int, int, Shape, np.dtype[Any]]], int, int]:
+    """Each array's encoding, place, size in bytes, shape and dtype; where the small arrays begin, and the pickle."""
+    count, small_bytes = _HEAD.unpack_from(head)
+    if count > limits.arrays:
+        raise ProtocolError(f"a payload of {count} arrays; {limits.arrays} are allowed")
+    position = _HEAD.size
+    entries = []
+    for _ in range(count):
+        encoding, place, dimensions, text_bytes, size_bytes = _ARRAY.unpack_from(head, position)
+        position += _ARRAY.size
+        if dimensions > limits.dimensions:
+            raise ProtocolError(f"an array of {dimensions} dimensions; {limits.dimensions} are allowed")
+        shape = _DIMENSIONS[dimensions].unpack_from(head, position)
+        position += 8 * dimensions
+        dtype = arrays.dtype_of(head[position : position + text_bytes])
+        position += text_bytes
+        entries.append((encoding, place, size_bytes, shape, dtype))
+    pickle_begin = position + small_bytes
+    if pickle_begin > len(head):
+        raise ProtocolError("the small arrays are longer than the head")
+    return entries, position, pickle_begin
+
+
+def decompressed(payload: Payload, encodings: Collection[int]) -> Payload:
+    """A payload of this device without these encodings: what was compressed so travels as it is.
+
+    The same if there is nothing of that kind in it, or this machine cannot decompress it any more.
+    """
+    try:
+        entries, small_begin, pickle_begin = _read_table(payload.head, DEFAULT_LIMITS)
+        if not any(entry[0] in encodings for entry in entries):
+            return payload
+        body = b"".join(part for each in payload.buffers for part in (each, bytes(-each.nbytes % BODY_ALIGNMENT)))
+        regions = (
+            _Region(memoryview(payload.head)[small_begin:pickle_begin], _HEAD_ALIGNMENT),
+            _Region(memoryview(body), BODY_ALIGNMENT),
+        )
+        table = _Table((), 0, None, DEFAULT_LIMITS)
+        for encoding, place, size_bytes, shape, dtype in entries:
+            region = regions[place]
+            offset = region.take(size_bytes)
+            data = region.memory[offset : offset + size_bytes]
+            if encoding in encodings:
+                encoding, data = Encoding.RAW, arrays.flat_bytes(_DECODERS[encoding](data, shape, dtype))
+            table.append(Encoding(encoding), shape, arrays.dtype_text(dtype), data)
+        return table.payload(payload.head[pickle_begin:])
+    except Exception:  # damage on the disk, or a package that is gone: what the cloud says of it is on record
+        return payload
 
 
 _DECODERS: dict[int, compression.Decode] = {
@@ -343,11 +378,15 @@ class _Table:
         else:
             compressed = self._compress(array, len(self._entries)) if self._compress is not None else None
             encoding, data = compressed or (encoding, arrays.flat_bytes(array))
+        self.append(encoding, array.shape, text, data)
+
+    def append(self, encoding: Encoding, shape: Shape, text: bytes, data: bytes | memoryview) -> None:
+        """Enters an array's bytes; `text` names its dtype."""
         size_bytes = len(data)
         small = size_bytes < _SMALL_BYTES and self._small_bytes + size_bytes <= _SMALL_IN_ALL_BYTES
         self._entries.append(
-            _ARRAY.pack(encoding, _IN_HEAD if small else _IN_BODY, array.ndim, len(text), size_bytes)
-            + _DIMENSIONS[array.ndim].pack(*array.shape)
+            _ARRAY.pack(encoding, _IN_HEAD if small else _IN_BODY, len(shape), len(text), size_bytes)
+            + _DIMENSIONS[len(shape)].pack(*shape)
             + text
         )
         if small:

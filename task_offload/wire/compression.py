@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -49,6 +49,11 @@ def available_codecs() -> tuple[str, ...]:
             continue
         names.append(name)
     return tuple(names)
+
+
+def encodings_beside(codecs: Collection[str]) -> frozenset[Encoding]:
+    """The encodings that a machine with these lossless codecs lacks."""
+    return frozenset(each for name, encodings in _ENCODINGS.items() if name not in codecs for each in encodings)
 
 
 class Compressions:

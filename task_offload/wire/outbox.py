@@ -176,6 +176,15 @@ class Outbox:
         entry.delivered_bytes = delivered_bytes
         self._sent.append(entry)
 
+    def replace_next(self, payload: Payload) -> None:
+        """The entry that `next` gave gets another payload."""
+        entry = self._waiting[0]
+        assert entry.payload is not None
+        more_bytes = payload.size_bytes - entry.payload.size_bytes
+        entry.payload = payload
+        entry.size_bytes += more_bytes
+        self.waiting_bytes += more_bytes
+
     def acknowledge(self, next_sequence: int) -> list[Acked]:
         """Forgets all items below `next_sequence`. Returns the entries.
 

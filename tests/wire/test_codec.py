@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from task_offload.errors import ConfigError, PayloadError
 from task_offload.picture import Picture
 from task_offload.wire import compression
-from task_offload.wire.codec import Decoder, Encoder, Payload, PayloadLimits
+from task_offload.wire.codec import Decoder, Encoder, Payload, PayloadLimits, decompressed
 from task_offload.wire.memory import MemoryPool
 
 
@@ -452,6 +452,35 @@ def test_lossless_codecs_give_the_same_arrays(codec):
     small = encoder.encode((mask,)).size_bytes
     assert (small < mask.nbytes / 50) == (codec != "none")
     assert encoder.encode((noise,)).size_bytes < noise.nbytes + 200
+
+
+@pytest.mark.parametrize("codec", compression.available_codecs()[1:])
+@pytest.mark.parametrize("spooled", [False, True], ids=["from memory", "from disk"])
+def test_what_a_cloud_cannot_decode_is_decompressed_and_nothing_else(codec, spooled):
+    lacking = compression.encodings_beside([name for name in compression.available_codecs() if name != codec])
+    image = frame()
+    args = (Picture(image), image[::2].copy(), np.zeros((281, 500), np.uint8), np.arange(300.0), {"n": [1, image[0]]})
+    sent = Encoder(codec=codec).encode(args)
+    body = body_of(sent)
+    if spooled:
+        sent = Payload(sent.head, (body,), sent.size_bytes)
+    found = decompressed(sent, lacking)
+    assert found == Encoder(codec="none").encode(args)
+    assert decompressed(found, lacking) is found
+    assert decompressed(sent, compression.encodings_beside([codec])) is sent
+
+
+def test_what_this_machine_cannot_decompress_either_goes_as_it_is(monkeypatch):
+    if "lz4" not in compression.available_codecs():
+        pytest.skip("lz4 is not installed")
+    sent = Encoder(codec="lz4").encode((np.zeros((281, 500), np.uint8),))
+
+    def missing(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(compression.importlib, "import_module", missing)
+    for payload in (sent, Payload(sent.head[:20], sent.buffers, 0), Payload(b"", (), 0)):
+        assert decompressed(payload, compression.encodings_beside(["none"])) is payload
 
 
 @pytest.mark.parametrize("codec", compression.available_codecs()[1:])

@@ -76,6 +76,17 @@ def test_what_was_sent_takes_no_more_items():
     assert runs(send_all(outbox)) == [(1, 1)]
 
 
+def test_a_payload_that_is_replaced_counts_as_what_it_is_now():
+    outbox = filled(item(0), item(1, 200))
+    assert outbox.next() is not None
+    outbox.replace_next(Payload(bytes(1000), (), 1000))
+    assert outbox.waiting_bytes == 1200 + 2 * OVERHEAD_BYTES
+    first, _ = send_all(outbox)
+    assert first.payload is not None
+    assert len(first.payload.head) == 1000
+    assert (outbox.sent_bytes, outbox.waiting_bytes) == (1200 + 2 * OVERHEAD_BYTES, 0)
+
+
 # --- acks within a run ----------------------------------------------------------------------------------------------
 
 
