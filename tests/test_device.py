@@ -16,7 +16,7 @@ from task_offload.wire.compression import available_codecs
 from task_offload.wire.messages import Costs, PayloadBusy, TaskBusy, Totals, Welcome
 from task_offload.wire.outbox import Entry
 from tests.support.fault_proxy import FaultProxy
-from tests.support.processes import APPS, ROOT, Lab, Server
+from tests.support.processes import APPS, Lab, Server
 
 NOW = 1_800_000_000.0
 COSTS = Costs(2.0, 0.5, 100, 1, 500_000, 10_000, (TaskBusy(1, 4, 4, 4000),), (PayloadBusy(1, 0, 4, 800),))
@@ -104,15 +104,6 @@ def test_what_a_welcome_acknowledges_says_nothing_of_the_new_link(started: Calla
     assert (found.acked, found.acked_bytes, found.rtt_s) == (0, 0, None)
 
 
-def without_zstd(lab: Lab) -> dict[str, str]:
-    """The environment of a cloud that has no such package."""
-    pytest.importorskip("zstandard")
-    folder = lab.folder / "without"
-    folder.mkdir()
-    (folder / "zstandard.py").write_text("raise ImportError('this cloud does not have it')\n")
-    return {"PYTHONPATH": f"{folder}:{ROOT}"}
-
-
 def check_rows(server: Server, count: int) -> None:
     assert [(row["ending"], row["detail"], row["result"]) for row in server.rows()] == [
         ("completed", None, 20_000 * number) for number in range(count)
@@ -122,7 +113,8 @@ def check_rows(server: Server, count: int) -> None:
 def test_a_cloud_without_the_codec_gets_none_of_it_not_even_of_an_outage(
     lab: Lab, proxies: Callable[..., FaultProxy]
 ) -> None:
-    server = lab.server("plane", "--no-tls", env=without_zstd(lab))
+    pytest.importorskip("zstandard")
+    server = lab.server("plane", "--no-tls", env=lab.lacking("zstandard"))
     proxy = proxies(server.port)
     gate = lab.gate("capture")
     device = lab.device(
@@ -149,6 +141,7 @@ def test_a_cloud_without_the_codec_gets_none_of_it_not_even_of_an_outage(
 def test_what_waits_in_a_codec_survives_a_cloud_that_comes_back_without_it(
     lab: Lab, proxies: Callable[..., FaultProxy], options: tuple[str, ...]
 ) -> None:
+    pytest.importorskip("zstandard")
     server = lab.server("plane", "--no-tls")
     proxy = proxies(server.port)
     gate = lab.gate("capture")
@@ -164,7 +157,7 @@ def test_what_waits_in_a_codec_survives_a_cloud_that_comes_back_without_it(
     device.wait_for("no connection to")
     gate.let(20)
     device.wait_for("count 24$")
-    server = lab.server("plane", "--no-tls", env=without_zstd(lab))
+    server = lab.server("plane", "--no-tls", env=lab.lacking("zstandard"))
     proxy.retarget(server.port)
     proxy.refuse(False)
     proxy.tap.wait_for_ack(25)

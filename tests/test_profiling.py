@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from task_offload.wire.compression import available_codecs
 from tests.support.processes import Device, Lab
 
 
@@ -48,6 +49,12 @@ def test_with_a_server_a_session_measures_both_sides(lab: Lab) -> None:
     assert all(row["cloud_ms"] > 0 for row in profile["tasks"][1:]), "the last task runs nowhere else"
     [session] = server.stop()["sessions"]
     assert f"measured on {session['items']['captured']} items with 127.0.0.1:{server.port}" in device.out
+
+
+def test_a_codec_that_the_cloud_lacks_is_no_choice(lab: Lab) -> None:
+    server = lab.server("counter", "--no-tls", env=lab.lacking("zstandard"))
+    device = lab.device("counter", "--profile", "--no-tls", port=server.port)
+    assert {row["codec"] for row in profile_of(device)["splits"]} == set(available_codecs()) - {"zstd"}
 
 
 def test_a_session_of_a_few_items_is_measured_too(lab: Lab) -> None:

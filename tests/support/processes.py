@@ -309,6 +309,13 @@ class Lab:
         device.patience_s = patience_s
         return device
 
+    def lacking(self, package: str) -> dict[str, str]:
+        """The environment of a process that finds no such package."""
+        folder = self.folder / "lacking"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{package}.py").write_text("raise ImportError('it is not installed here')\n")
+        return {"PYTHONPATH": f"{folder}:{ROOT}"}
+
     def enroll(self, name: str) -> str:
         """A token for a device, as the server's command prints it."""
         argv = [str(ROOT / "cloud_server_coordinator.py"), "--state-dir", str(self.folder / "state"), "--enroll", name]
