@@ -411,6 +411,7 @@ class Link:
                 self._watched = _events(True)  # so that nobody wakes it from its rest
             else:
                 with self._carrying:
+                    self._more = False
                     try:
                         if self._failure is None:
                             exchange.step()
@@ -425,7 +426,7 @@ class Link:
                 self._waker.wait(REST_S)
                 self._check_abandoned()
                 busy = False  # unless the steps of all that time say so; who wakes it has something for it
-            else:
+            elif not self._more:  # what was put in during the step goes first
                 self._watch(stream, self._watched, exchange.due_s())
 
     def _welcomed(self) -> None:

@@ -265,6 +265,29 @@ def test_what_is_put_in_while_a_thread_waits_is_sent_at_once(script: Script, mon
     assert not waits.is_alive()
 
 
+def test_what_is_put_in_while_the_link_s_own_thread_sends_is_sent_at_once(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = script.link()
+    server = script.accept()
+    server.welcome(heartbeat_s=10 * PATIENCE_S, silence_s=40 * PATIENCE_S, unacked_items=2)
+    script.heard.wait_for("welcomes")
+    for n in range(3):
+        put(link, entry(n))
+    assert server.sequences(2) == [0, 1]
+    puts = threading.Thread(target=lambda: put(link, entry(3)), daemon=True)
+
+    def sent(size_bytes: int, busy_s: float) -> None:
+        """The link's thread has heard the ack, and sent item 2."""
+        if not puts.ident:
+            puts.start()
+            puts.join(PATIENCE_S)
+
+    monkeypatch.setattr(script.heard, "sent", sent)
+    server.send(ack(Totals(2, 2)))
+    assert server.sequences(2) == [2, 3]
+
+
 def test_all_that_the_socket_takes_is_sent_at_once(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("task_offload.transport.exchange.QUEUE_BYTES", 1)
     link = script.link()
