@@ -248,8 +248,9 @@ class Exchange:
                 stream.queue(entry.encode(unix_now))
             self._full.note(full, now)
             if sent_to:
-                session.sent_to = max(session.sent_to, sent_to)
-                self._side.sent(session.sent_to)
+                if sent_to > session.sent_to:
+                    session.sent_to = sent_to
+                    self._side.sent(sent_to)
                 self._busy.note(True, now)
             if sent_to or self._acked:
                 self._acked = False

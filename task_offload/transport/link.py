@@ -16,6 +16,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from task_offload.errors import LinkError, OffloadError, ProtocolError, RefusedError
 from task_offload.transport.certificates import client_context
@@ -127,31 +128,18 @@ class Link:
     def carry(self) -> None:
         """Sends what can be sent now, and hears what has come, unless there is no connection. Does not wait."""
         self._more = True
-        if not self._carry_on(Exchange.push) and self._polling:
+        if not self._carry_on() and self._polling:
             self._poll_waker.wake()
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
         """Waits until `ready()`, which is called with the condition held, or until the link has ended."""
-
-        def step(exchange: Exchange) -> None:
-            exchange.push()  # what others put in and left to this thread does not wait for the socket
-            with self._lock:
-                if ready():
-                    return
-            self._polling = True  # from here on, what is put in wakes it
-            try:
-                if not self._more:
-                    exchange.step(WAIT_S)
-            finally:
-                self._polling = False
-
         while True:
             with self._lock:
                 if self.ended or ready():
                     return
             if self._waiting.acquire(blocking=False):
                 try:
-                    carried = self._carry_on(step, wait=True)
+                    carried = self._carry_on(partial(self._wait, ready))
                 finally:
                     self._waiting.release()
                 if carried:
@@ -193,20 +181,23 @@ class Link:
         """Seconds in which something waited because the window allowed no more on its way."""
         return self._full.seconds(self._clock())
 
-    def _carry_on(self, step: Callable[[Exchange], None], wait: bool = False) -> bool:
+    def _carry_on(self, wait: Callable[[Exchange], None] | None = None) -> bool:
         """Carries the connection on, if there is one and no other thread does. Returns whether it did.
 
         A thread that finds another one here leaves its entry to that: `_more` is looked at after the lock is free.
-        With `wait` the other one is waited for; it is here for a moment only.
+        One that has come to `wait` waits for the other one, which is here for a moment only.
         """
         carried = False
-        while self._carrying.acquire(wait):
+        while self._carrying.acquire(wait is not None):
             try:
-                self._more = False
                 exchange = self._exchange
                 if exchange is None:
                     return False
-                step(exchange)
+                more, self._more = self._more, False
+                if more:  # what others put in and left to this thread does not wait for the socket
+                    exchange.push()
+                if wait is not None:
+                    wait(exchange)
                 self._carried += 1
                 if exchange.blocked and not self._watched & selectors.EVENT_WRITE:
                     self._waker.wake()
@@ -218,8 +209,20 @@ class Link:
             carried = True
             if not self._more:
                 break
-            step = Exchange.push
+            wait = None
         return carried
+
+    def _wait(self, ready: Callable[[], bool], exchange: Exchange) -> None:
+        """Waits for the connection, unless it is `ready`, or something was put in; from here on that wakes it."""
+        with self._lock:
+            if ready():
+                return
+        self._polling = True
+        try:
+            if not self._more:
+                exchange.step(WAIT_S)
+        finally:
+            self._polling = False
 
     # -- the link's thread ------------------------------------------------------------------------------------------
 

@@ -108,7 +108,10 @@ def raw_size_bytes(shape: Shape, dtype: np.dtype[Any], limit_bytes: int) -> int:
 
 def flat_bytes(array: Array) -> memoryview:
     """The memory of an array as flat bytes; of a copy if it is not contiguous."""
-    return array.ravel().view(np.uint8).data
+    try:
+        return array.data.cast("B")
+    except (TypeError, ValueError):  # not contiguous, empty, or of a dtype that a memoryview does not know
+        return array.ravel().view(np.uint8).data
 
 
 # --- JPEG -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -223,11 +224,11 @@ def test_it_counts_for_how_long_something_waits_for_the_window(script: Script) -
     link = script.link(clock=lambda: now_s[0])
     server = script.accept()
     server.welcome(unacked_items=1)
-    for n in range(2):
-        put(link, entry(n))
-    steps = iter((False, True))
-    link.wait_until(lambda: next(steps))  # carries the connection on between the two
+    put(link, entry(0))
     assert server.sequences(1) == [0]
+    put(link, entry(1))
+    asked = count()
+    link.wait_until(lambda: next(asked) > 1)  # carries the connection on before it asks for the third time
     now_s[0] += 1.0
     server.send(ack(Totals(1, 1)))
     assert server.sequences(1) == [1]
@@ -241,11 +242,19 @@ def test_what_others_left_to_the_thread_that_waits_is_sent_before_it_waits(
     monkeypatch.setattr("task_offload.transport.link.WAIT_S", 10 * PATIENCE_S)
     link = script.link()
     server = script.accept()
-    server.welcome()
+    server.welcome(heartbeat_s=10 * PATIENCE_S, silence_s=40 * PATIENCE_S)
     script.heard.wait_for("welcomes")
-    for n in range(3):
-        link.put(entry(n))
-    link.wait_until(lambda: not link.live.outbox.waiting_entries)
+    asked: list[int] = []
+
+    def ready() -> bool:
+        """Asked for the second time when this thread has the connection: what is put in now, others left to it."""
+        asked.append(len(asked))
+        if len(asked) == 2:
+            for n in range(3):
+                put(link, entry(n))
+        return len(asked) > 2 and not link.live.outbox.waiting_entries
+
+    link.wait_until(ready)
     assert server.sequences(3) == [0, 1, 2]
 
 
