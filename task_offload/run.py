@@ -183,9 +183,9 @@ def open_source(chain: Chain, source: str | None) -> float | None:
         return None
     try:
         rate = chain.open_source(source)
-    except OffloadError:
+    except (OffloadError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # sys.exit() too
         raise SourceError(f"app {chain.app}: its open_source raised {type(error).__name__}: {error}") from error
     if rate is not None and not (isinstance(rate, Real) and rate > 0):
         raise AppError(f"app {chain.app}: open_source returned {rate!r}; it returns a rate above 0, or None")

@@ -90,7 +90,8 @@ class Runner:
             args: arguments of task `begin`, as `Outcome.value` gives them.
 
         Raises:
-            SourceError: the first task said that its source is gone for good. Every other exception is an outcome.
+            SourceError: the first task said that its source is gone for good.
+            KeyboardInterrupt: Ctrl-C came, on the main thread. Every other exception is an outcome.
         """
         busy_ns: list[int] = []
         cpu_ns: list[int] = []
@@ -123,7 +124,9 @@ class Runner:
                 if type(args) is not tuple:
                     args = () if args is None else (args,)
             return Outcome(Kind.CONTINUED, index, args, busy_ns, cpu_ns)
-        except (Exception, SystemExit) as error:  # a task that calls sys.exit() must not end its worker
+        except BaseException as error:  # sys.exit() or a cancelled coroutine must not end the worker
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise  # the user's
             if len(busy_ns) == index - begin:
                 busy_ns.append(perf_counter_ns() - started)
                 if cpu_clock is not None:

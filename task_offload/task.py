@@ -209,14 +209,14 @@ def _import(app: str) -> ModuleType:
         if str(Path.cwd()) not in sys.path:  # an installed command does not search the working directory
             sys.path.insert(0, str(Path.cwd()))
         return importlib.import_module(app)
-    except (AppError, SourceError):
+    except (AppError, SourceError, KeyboardInterrupt):
         raise
     except ModuleNotFoundError as error:
         if error.name is not None and (app == error.name or app.startswith(error.name + ".")):
             raise AppError(f"app {app}: there is no module of this name; give a module or a file to --app") from error
         package = {"cv2": "opencv-python"}.get(str(error.name), "it")
         raise AppError(f"app {app}: it imports {error.name}, which is not installed; pip install {package}") from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # sys.exit() too
         if any(library in str(error) for library in ("libGL", "libgthread", "libglib")):
             raise AppError(
                 f"app {app}: OpenCV needs a system library ({error}); either  sudo apt install libgl1 libglib2.0-0  "

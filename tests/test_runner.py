@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from asyncio import CancelledError
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,11 @@ from task_offload.errors import SourceError
 from task_offload.picture import picture
 from task_offload.runner import LONGEST_PAUSE_S, Kind, Outcome, Runner, States, TaskErrorLog, pause_s
 from task_offload.task import Chain, Contract, Item, Task, current_item, set_current_item
+
+
+class Panic(BaseException):
+    """As extensions in Rust raise it."""
+
 
 ITEM = Item("device", "0" * 32, 0, 0.0, 1)
 
@@ -82,7 +89,10 @@ def test_broken_contracts(returned: Any) -> None:
         assert "a task returns (to_continue, args) with a bool first, or just False" in str(outcome.value)
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), SystemExit(2), MemoryError(), RecursionError(), StopIteration()])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("x"), SystemExit(2), MemoryError(), RecursionError(), StopIteration(), CancelledError(), Panic("x")],
+)
 def test_failed(error: BaseException) -> None:
     def fails(x: int) -> None:
         raise error
@@ -113,6 +123,8 @@ def test_ctrl_c_is_no_task_error() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run(interrupted, last)
+    with ThreadPoolExecutor(1) as other_thread:  # where Ctrl-C never comes: the task itself raised it
+        assert other_thread.submit(run, interrupted, last).result().kind is Kind.FAILED
 
 
 def test_a_part_of_the_chain() -> None:

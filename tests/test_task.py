@@ -45,6 +45,7 @@ PINS = "from task_offload.task import task\nd = task(runs_on='device')\ne = task
         ("tasks = [a, b()]", "its import raised TypeError"),
         ("1/0", "its import raised ZeroDivisionError: division by zero"),
         ("import sys; sys.exit(3)", "its import raised SystemExit: 3"),
+        ("class Panic(BaseException): pass\nraise Panic('x')", "its import raised Panic: x"),
         ("import no_such_module_at_all", "it imports no_such_module_at_all, which is not installed; pip install"),
         ("def (", "its import raised SyntaxError"),
         ("raise ImportError('libGL.so.1: cannot open')", "pip install opencv-python-headless"),
