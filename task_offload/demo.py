@@ -39,9 +39,11 @@ def run_demo(config: DeviceConfig) -> int:
     from task_offload.device import run_device
 
     chain = load_app(config.app)
+    rate = open_source(chain, config.source)
     factor, link = config.emulate_cpu or CPU_FACTOR, config.emulate_link or LINK
     split = chain.splits[-1]
     fps = _fps_here(config, chain, split) / factor
+    live = chain.open_source is not None and rate is None
     target_fps = float(f"{DEMAND * fps:.2g}")
     read = say(
         f"demo: an emulated device {factor:g} times slower than this machine, which manages {figure(fps, 2)} FPS at "
@@ -74,8 +76,10 @@ def run_demo(config: DeviceConfig) -> int:
                 target_fps=target_fps,
                 emulate_cpu=factor,
                 emulate_link=link,
-                demo=False,
-            )
+                spool=None,  # what waits in one is for the real server, and this one forgets all that it gets
+            ),
+            # A camera cannot be opened twice; a file begins anew.
+            replace(chain, open_source=lambda source: None) if live else None,
         )
     finally:
         server.stdin.close()
@@ -88,7 +92,6 @@ def run_demo(config: DeviceConfig) -> int:
 
 def _fps_here(config: DeviceConfig, chain: Chain, split: int) -> float:
     """How many items a second one core of this machine can take to this split, payloads encoded."""
-    open_source(chain, config.source)
     runner, states = Runner(chain), States()
     encoder = Encoder(chain.payload_types, config.picture_quality)
     began, deadline = time.thread_time(), time.monotonic() + MEASURE_S

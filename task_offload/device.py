@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from task_offload.agreement import chain_spec
@@ -30,7 +31,7 @@ from task_offload.task import Chain, load_app
 from task_offload.transport.emulation import LinkEmulator
 from task_offload.transport.exchange import DeviceSession
 from task_offload.transport.link import Link
-from task_offload.transport.loopback import check_no_tls_addresses, find_token
+from task_offload.transport.loopback import check_no_tls_addresses, find_loopback_token, find_token
 from task_offload.transport.tokens import Token, check_device_name
 from task_offload.wire.codec import Encoder
 from task_offload.wire.compression import available_codecs
@@ -47,14 +48,17 @@ MOST_WORKERS = 8
 ROOM_ENTRIES = 2  # that wait for the window: one goes as soon as it opens, one follows
 
 
-def run_device(config: DeviceConfig) -> int:
+def run_device(config: DeviceConfig, chain: Chain | None = None) -> int:
     """Runs a device in the mode that its config asks for. Returns the exit status.
+
+    Arguments:
+        chain: the app's, if it is loaded.
 
     Raises:
         OffloadError: it cannot do its work; the message says why.
     """
     check_device_name(config.device_name)
-    chain = load_app(config.app)
+    chain = chain or load_app(config.app)
     if config.split is not None:
         check_split(config.split, chain)
         config = _named_by_token(config)
@@ -63,12 +67,20 @@ def run_device(config: DeviceConfig) -> int:
 
 def _named_by_token(config: DeviceConfig) -> DeviceConfig:
     """The token names the device. A missing one is said here, before anything is opened."""
-    assert config.host is not None
-    token = find_token(config.host, config.port) if config.use_tls else None
+    token = _find_token(config)
     if token is None or token.device is None or token.device == config.device_name:
         return config
     log.info("this device is %s, as its token says", token.device)
     return replace(config, device_name=token.device)
+
+
+def _find_token(config: DeviceConfig) -> Token | None:
+    assert config.host is not None
+    if not config.use_tls:
+        return None
+    if config.demo:  # the user's token, where there is one, is for another server
+        return find_loopback_token(config.port)
+    return find_token(config.host, config.port)
 
 
 def check_split(split: int, chain: Chain) -> None:
@@ -139,7 +151,7 @@ class OffloadRun(Run):
             self._emulator.address if self._emulator else address,
             config.device_name,
             chain_spec(chain),
-            self._find_token,
+            partial(_find_token, config),
             [*earlier, self.session],
             self,
             config.use_tls,
@@ -181,10 +193,6 @@ class OffloadRun(Run):
         fps = min(predicted.capacity_fps, rate or math.inf)
         limit = "source" if fps < predicted.capacity_fps else predicted.limit
         return f", split {splits or '-'} (the model: {figure(fps, 4)} FPS, limited by the {limit})"
-
-    def _find_token(self) -> Token | None:
-        assert self.config.host is not None
-        return find_token(self.config.host, self.config.port) if self.config.use_tls else None
 
     def run(self) -> int:
         config = self.config

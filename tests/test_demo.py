@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from task_offload.spool import DiskSpool
 from tests.support.processes import PATIENCE_S, Lab, Process
 
 
@@ -73,3 +74,22 @@ def test_a_server_that_dies_is_waited_for_and_what_is_lost_is_counted(demo_lab: 
     report = demo.finish(0)
     assert sum(report["items"]["dropped"].values()) > 0
     assert json.dumps(report, allow_nan=False)
+
+
+def test_what_is_for_the_real_server_stays_for_it(demo_lab: Lab) -> None:
+    """A token and a spool in the environment are not the demo's: its server forgets all that it is given."""
+    folder = demo_lab.folder / "spool"
+    spooling = {"OFFLOAD_SPOOL": str(folder), "OFFLOAD_TOKEN": demo_lab.enroll("device"), "COUNT": "50"}
+    left = demo_lab.device("counter", "4", "--drain", "0", port=1, env=spooling).finish()["items"]["left"]
+    assert left["spooled"] > 0
+    demo = demo_lab.device("counter", "--demo", env=spooling).finish(0)
+    assert demo["items"]["completed"] > 0
+    assert demo["items"]["delivered_earlier"] == 0
+    with DiskSpool(folder, 1 << 30) as spool:
+        assert sum(each.items for each in spool.sessions()) == left["spooled"]
+
+
+def test_a_camera_is_opened_once(demo_lab: Lab) -> None:
+    demo = demo_lab.device("source", "--demo", "--source", "slow")
+    demo.finish(0)
+    assert demo.out.count("opening") == 1, demo.out
