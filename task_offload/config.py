@@ -401,7 +401,7 @@ def _number(above: float, zero: bool = False) -> Callable[[str], float]:
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
         if not (above < value < float("inf") or (zero and value == 0)):
-            raise argparse.ArgumentTypeError(f"{text} is not greater than {above:g}")
+            raise argparse.ArgumentTypeError(f"{text} is not {'0 or more' if zero else f'greater than {above:g}'}")
         return value
 
     return convert

@@ -50,6 +50,7 @@ def one_line(capsys: pytest.CaptureFixture[str], program: str) -> str:
         (["--nothing"], "unrecognized arguments: --nothing"),
         (["--items", "0"], "0 is not 1 or more"),
         (["--duration", "0"], "0 is not greater than 0"),
+        (["--drain", "-1"], "-1 is not 0 or more"),
         (["--overload", "drop"], "'drop' is not one of block, newest"),
         (["--codec", "zip"], "'zip' is not one of auto, none, lz4, zstd, jpeg:QUALITY"),
         (["--codec", "jpeg:101"], "with a quality of 1 to 100"),
