@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def _serve(app: str, told: int, use_tls: bool) -> None:
 
     def started(port: int) -> None:
         threading.Thread(target=end_with_stdin, daemon=True).start()
-        with os.fdopen(told, "w") as file:
+        with suppress(BrokenPipeError), os.fdopen(told, "w") as file:  # the user may have stopped the demo meanwhile
             file.write(str(port))
 
     log_to_stderr()

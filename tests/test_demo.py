@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -93,3 +96,16 @@ def test_a_camera_is_opened_once(demo_lab: Lab) -> None:
     demo = demo_lab.device("source", "--demo", "--source", "slow")
     demo.finish(0)
     assert demo.out.count("opening") == 1, demo.out
+
+
+def test_a_server_whose_demo_was_stopped_while_it_started_ends_without_a_word(demo_lab: Lab) -> None:
+    reader, told = os.pipe()
+    os.close(reader)
+    server = subprocess.run(
+        [sys.executable, "-m", "task_offload.demo", demo_lab.app("counter"), str(told), "no-tls"],
+        stdin=subprocess.DEVNULL, pass_fds=[told], env=demo_lab.env, capture_output=True, text=True,
+        timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    os.close(told)
+    assert server.returncode == 0, server.stderr
+    assert re.fullmatch(r"listening on .*\n", server.stderr)
