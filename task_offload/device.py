@@ -245,9 +245,10 @@ class OffloadRun(Run):
         return self._welcomed.is_set()
 
     def _work(self, pipeline: Pipeline) -> None:
-        """Until the stream ends: prints, decisions, loads."""
-        load_at = time.monotonic()
-        while not (pipeline.ended or self.link.ended or self.signals.count):
+        """Until the stream ends, or its time is over, even where a full spool holds it up: prints, decisions, loads."""
+        load_at = now = time.monotonic()
+        ends_at = now + (self.config.duration_s or math.inf)
+        while not (pipeline.ended or self.link.ended or self.signals.count) and now < ends_at:
             self.signals.woken.wait(0.05)
             now = time.monotonic()
             self.watchdog.beat()

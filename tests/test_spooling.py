@@ -200,3 +200,9 @@ def test_two_devices_do_not_share_a_spool(lab: Lab) -> None:
     second.wait(2)
     assert "another device process uses it; give each its own folder" in second.err
     first.kill()
+
+
+def test_duration_ends_a_run_that_a_full_spool_holds_up(lab: Lab) -> None:
+    options = ("--spool", str(lab.folder / "spool"), "--spool-limit", "4k", "--duration", "0.5", "--drain", "0.1")
+    report = lab.device("counter", "4", "--overload", "block", *options, port=1).finish()
+    assert 0 < report["items"]["left"]["spooled"] < report["items"]["captured"]
