@@ -181,7 +181,7 @@ class Pipeline:
             item.captured_at = time.time()
             meters.captured += 1
             if outcome.kind is Kind.FAILED:
-                self._end(item, Ending.DROPPED, self._failure(outcome, item))
+                self._end(item, route.codec, Ending.DROPPED, self._failure(outcome, item))
                 failures += 1
                 self._stop.wait(pause_s(failures))
                 continue
@@ -219,7 +219,7 @@ class Pipeline:
             self._item_came.notify()
         if dropped is not None:
             self._meters.dropped()
-            self._end(dropped.item, Ending.DROPPED, "overload")
+            self._end(dropped.item, dropped.codec, Ending.DROPPED, "overload")
 
     # -- the workers' threads ---------------------------------------------------------------------------------------
 
@@ -269,10 +269,10 @@ class Pipeline:
             outcome.busy_ns[:] = map(self._stretch, outcome.busy_ns, outcome.cpu_ns)
             self._meters.ran(1, outcome.busy_ns, outcome.cpu_ns, outcome.kind is Kind.CONTINUED)
             if outcome.kind is Kind.FILTERED:
-                self._end(item, Ending.FILTERED, self._chain.names[outcome.task])
+                self._end(item, captured.codec, Ending.FILTERED, self._chain.names[outcome.task])
                 return
             if outcome.kind is Kind.FAILED:
-                self._end(item, Ending.DROPPED, self._failure(outcome, item))
+                self._end(item, captured.codec, Ending.DROPPED, self._failure(outcome, item))
                 return
             args = outcome.value
         self._encode(item, args, captured.codec)
@@ -285,7 +285,7 @@ class Pipeline:
                 busy_ns, cpu_ns = perf_counter_ns() - started_ns, thread_time_ns() - cpu_started_ns
         except Exception as error:  # what cannot travel, or what a class of the app raises
             outcome = Outcome(Kind.FAILED, item.split - 1, error, [])
-            self._end(item, Ending.DROPPED, self._failure(outcome, item))
+            self._end(item, codec, Ending.DROPPED, self._failure(outcome, item))
             return
         codec = codec or self._codec
         busy_s = self._stretch(busy_ns, cpu_ns) / 1e9
@@ -295,8 +295,9 @@ class Pipeline:
     def _failure(self, outcome: Outcome, item: Item) -> str:
         return f"task_error: {self._errors.failed(outcome, item.device, item.sequence)}"
 
-    def _end(self, item: Item, ending: Ending, detail: str) -> None:
+    def _end(self, item: Item, codec: str | None, ending: Ending, detail: str) -> None:
         """The item ends here."""
+        self._meters.unsent(item.split, codec or self._codec)
         self._in_order(Entry(item.sequence, item.split, item.captured_at, ending=ending, detail=detail))
 
     def _in_order(self, entry: Entry) -> None:

@@ -87,6 +87,7 @@ class DeviceMeters:
         self._queued = 0
         self._queue_s = self._transfer_s = 0.0
         self._transfer_bytes = 0
+        self._unsent: Counter[tuple[int, str]] = Counter()
 
     def tag(self, codec: str) -> int:
         """The number that stands for a codec on the wire."""
@@ -104,6 +105,11 @@ class DeviceMeters:
                 self._device.survived[index] += 1
             if not survived:
                 self._device.survived[first + len(busy_ns) - 1] -= 1
+
+    def unsent(self, split: int, codec: str) -> None:
+        """An item ended without a payload."""
+        with self._lock:
+            self._unsent[split, codec] += 1
 
     def encoded(self, split: int, codec: str, size_bytes: int, busy_s: float, cpu_s: float) -> None:
         """A payload was encoded."""
@@ -200,6 +206,7 @@ class DeviceMeters:
                 device=self._device.take(),
                 cloud=self._cloud.take(),
                 payloads=payloads,
+                unsent=self._unsent,
                 acked_bytes=self._acked_bytes,
                 link_busy_s=link_busy_s,
                 rtt_s=self._rtt_s / self._acked if self._acked else None,

@@ -62,6 +62,7 @@ class Observation:
         dropped: items that were given up because something could not keep up.
         device, cloud: each task's cost on that side, by its index.
         payloads: by (split, codec).
+        unsent: items that ended on the device without a payload, by the (split, codec) that it would have had.
         acked_bytes: bytes of payloads that were sent on this connection and acknowledged.
         link_busy_s: how long at least one payload was on its way; goodput is acked_bytes / link_busy_s.
         rtt_s: mean time from sent to acknowledged, of `acked` items; None where there is none.
@@ -96,6 +97,7 @@ class Observation:
     device: tuple[TaskCost, ...]
     cloud: tuple[TaskCost, ...]
     payloads: Mapping[tuple[int, str], PayloadCost] = field(default_factory=dict)
+    unsent: Mapping[tuple[int, str], int] = field(default_factory=dict)
     acked_bytes: int = 0
     link_busy_s: float = 0.0
     rtt_s: float | None = None

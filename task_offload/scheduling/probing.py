@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from task_offload.scheduling import cost_model
 from task_offload.scheduling.cost_model import Choice, Option
@@ -23,19 +24,29 @@ LINK_MATTERS = 0.5  # of its busiest resource's use, an option's use of the link
 HOPE = 0.9  # of its uncertainty, a cost may turn out to be lower
 
 
+@dataclass
+class _Pending:
+    """A route that is probed since then, and so many items that take it and may still become a payload."""
+
+    since_s: float
+    items: int
+
+
 class Probing:
     """Chooses probes, and knows which are on their way."""
 
     def __init__(self) -> None:
-        self._pending: dict[tuple[int, str], float] = {}
+        self._pending: dict[tuple[int, str], _Pending] = {}
         self._probed_s = -math.inf
 
     def take_in(self, observation: Observation) -> bool:
         """Forgets the probes that came back, and those that are lost. Returns whether there were any."""
         found = False
-        for route, since_s in list(self._pending.items()):
+        for route, pending in list(self._pending.items()):
+            pending.items -= observation.unsent.get(route, 0)
             cost = observation.payloads.get(route)
-            if (cost is not None and cost.decoded) or observation.now_s - since_s > PROBE_WAIT_S:
+            came = cost is not None and cost.decoded > 0
+            if came or pending.items <= 0 or observation.now_s - pending.since_s > PROBE_WAIT_S:
                 del self._pending[route]
                 found = True
         return found
@@ -90,9 +101,11 @@ class Probing:
             if cost_s + chosen_s <= PROBE_SHARE * since_switch_s:
                 cost_s += chosen_s
                 for split, codec in sorted(chosen):
-                    self._pending[split, codec] = self._probed_s = now_s
                     # Where most items are filtered before they are sent, it takes some for one payload.
-                    probes += [Route(split, codec)] * min(3, math.ceil(0.7 / uncertain.reach[split]))
+                    items = min(3, math.ceil(0.7 / uncertain.reach[split]))
+                    probes += [Route(split, codec)] * items
+                    self._pending[split, codec] = _Pending(now_s, items)
+                    self._probed_s = now_s
             hopeful = [option for option in hopeful if (option.split, option.codec) not in chosen]
             unsure -= chosen
         return tuple(probes)

@@ -57,7 +57,7 @@ class _Shares(NamedTuple):
             return most
         threads = most
         if self.delayed_s > SHORT * wanted_s:
-            threads = min(most, self.spread_s / wanted_s) if self.busy else 1.0
+            threads = self.spread_s / wanted_s if self.busy else 1.0
         return max(LEAST_CORES, self.ran_s / self.span_s, threads * self.ran_s / wanted_s)
 
 
@@ -118,7 +118,9 @@ class Processor:
         keep = math.exp(-interval_s / MEMORY_S)
         self._rest_s = keep * self._rest_s + ran_s - worked_s
         self._items = keep * self._items + observation.captured
-        spread_s = observation.threads * (ran_s + delayed_s)
+        wanted_s = ran_s + delayed_s
+        # No more of them run at a time than there are cores; but so many as want to, on average, do want to.
+        spread_s = wanted_s * max(wanted_s / interval_s, min(observation.threads, cores))
         now = _Shares(interval_s, ran_s, delayed_s, spread_s, worked_s, max(0.0, busy_s - worked_s))
         recent = now.after(self._recent, math.exp(-interval_s / DELAY_MEMORY_S))
         if abs(now.cores(cores) - recent.cores(cores)) > STEP * recent.cores(cores) and now.busy:

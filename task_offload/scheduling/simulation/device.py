@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -344,8 +344,10 @@ class SimulatedDevice:
         share = min(1.0, 1.0 / slow) if self.world.quota else 0.0
         cloud_items, cloud_s, cloud_out = [0] * tasks, [0.0] * tasks, [0] * tasks
         sent: dict[tuple[int, str], list[float]] = {}
+        unsent: Counter[tuple[int, str]] = Counter()
         for (route, filtered), (items, noise, sizes, _) in interval.here.items():
             ran = filtered if filtered >= 0 else route.split
+            key = (route.split, route.codec or "none")
             for i in range(ran):
                 device_items[i] += int(items)
                 device_s[i] += noise * costs.device_s[i] * self._wobble(items, costs.device_s[i])
@@ -353,8 +355,8 @@ class SimulatedDevice:
                 device_out[i] += int(items)
             if filtered >= 0:
                 device_out[ran - 1] -= int(items)
+                unsent[key] += int(items)
             else:
-                key = (route.split, route.codec or "none")
                 each = costs.payloads[key]
                 cost = sent.setdefault(key, [0.0, 0.0, 0.0, 0.0, 0.0])
                 cost[0] += items
@@ -397,6 +399,7 @@ class SimulatedDevice:
             payloads={
                 key: PayloadCost(int(c[0]), int(c[1]), c[2], int(c[3]), c[4], c[2] * share) for key, c in sent.items()
             },
+            unsent=unsent,
             acked_bytes=int(interval.acked_bytes),
             link_busy_s=min(interval.link_s, self.interval_s),
             rtt_s=interval.rtt_s / interval.acked if interval.acked else None,
