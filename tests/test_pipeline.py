@@ -182,6 +182,14 @@ def test_filtered_and_failing_items_are_entries_too() -> None:
     ] * 2  # fmt: skip
 
 
+def test_items_that_end_without_a_payload_are_counted_by_their_route() -> None:
+    world = World(numbers(6), lambda n: (n >= 4, n), last)
+    world.routes = iter([Route(2, "zstd"), Route(1), *[Route(2)] * 5])
+    world.run()
+    assert world.meters.observe(0, 1, 0, 0, None, 1, 1, False).unsent == {(2, "zstd"): 1, (2, "none"): 2}
+    assert not world.meters.observe(0, 1, 0, 0, None, 1, 1, False).unsent
+
+
 def test_what_cannot_travel_is_a_task_error() -> None:
     [entry] = World(numbers(1), lambda n: (True, object()), last, split=2).run()
     assert entry.ending is Ending.DROPPED

@@ -46,6 +46,8 @@ class Probing:
             pending.items -= observation.unsent.get(route, 0)
             cost = observation.payloads.get(route)
             came = cost is not None and cost.decoded > 0
+            if pending.items <= 0:  # nothing was sent, so another try need not wait
+                self._probed_s = -math.inf
             if came or pending.items <= 0 or observation.now_s - pending.since_s > PROBE_WAIT_S:
                 del self._pending[route]
                 found = True

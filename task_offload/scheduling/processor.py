@@ -29,7 +29,7 @@ class _Shares(NamedTuple):
     Attributes:
         span_s: how long it was.
         ran_s, delayed_s: what the process got, and what its threads waited for a core.
-        spread_s: both together, times the threads that wanted it.
+        spread_s: both together, times the threads that wanted it at a time.
         worked_s, waited_s: CPU time of tasks and payloads, and what these were busy beside it.
     """
 
@@ -119,7 +119,8 @@ class Processor:
         self._rest_s = keep * self._rest_s + ran_s - worked_s
         self._items = keep * self._items + observation.captured
         wanted_s = ran_s + delayed_s
-        # No more of them run at a time than there are cores; but so many as want to, on average, do want to.
+        # Of the threads that the work is spread over, no more run at a time than there are cores. But their mean number
+        # is sure, and the more there are, the less of a core each of them gets.
         spread_s = wanted_s * max(wanted_s / interval_s, min(observation.threads, cores))
         now = _Shares(interval_s, ran_s, delayed_s, spread_s, worked_s, max(0.0, busy_s - worked_s))
         recent = now.after(self._recent, math.exp(-interval_s / DELAY_MEMORY_S))

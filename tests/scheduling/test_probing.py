@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 
 from task_offload.scheduling import cost_model
 from task_offload.scheduling.cost_model import Choice, Costs, Option, Payload
@@ -81,6 +82,16 @@ def test_one_probe_at_a_time_until_it_comes_back_or_is_lost() -> None:
     assert choose(probing, known(), 12.0, now_s=101.5)
     assert not probing.take_in(came(102.0))
     assert probing.take_in(came(102.0 + PROBE_WAIT_S))
+
+
+def test_a_probe_whose_items_were_all_filtered_is_tried_again_at_once() -> None:
+    probing = Probing()
+    assert choose(probing, known(survival=0.4), 4.0, split=1, now_s=100.0) == (Route(2, "none"),) * 2
+    one_unsent = replace(came(100.5, (1, "none")), unsent={(2, "none"): 1, (1, "none"): 5})
+    assert not probing.take_in(one_unsent)
+    assert choose(probing, known(survival=0.4), 4.0, split=1, now_s=100.5) == ()
+    assert probing.take_in(one_unsent)
+    assert choose(probing, known(survival=0.4), 4.0, split=1, now_s=101.0) == (Route(2, "none"),) * 2
 
 
 def test_there_is_a_pause_between_probes_while_the_target_is_met() -> None:

@@ -76,6 +76,12 @@ def test_a_quota_is_known_before_it_is_used_up() -> None:
     assert follow([seen(0.2, 0.18, 0.2, 0.005, threads=1.0)] * 5).cores == pytest.approx(2.0, rel=0.05)
 
 
+def test_more_threads_than_cores_that_want_to_run_share_what_there_is() -> None:
+    """Also right after a time in which less was wanted."""
+    some, much = seen(0.4, 0.18, 0.2, 0.2), seen(1.5, 0.5, 0.5, 1.0, threads=4.0)  # of a quota of one core
+    assert follow([some] * 4 + [much]).cores == pytest.approx(1.0, rel=0.05)
+
+
 def test_a_quota_that_halves_is_a_step() -> None:
     processor = follow([QUOTA] * 10)
     halved = seen(1.0, 0.02, 0.025, 1.1)
