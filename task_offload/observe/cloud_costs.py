@@ -20,9 +20,8 @@ class CloudCosts:
         self._payloads: defaultdict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])  # items, busy ns
         self._queue_ns = 0
         self._queued = 0
-        self._told_tasks: defaultdict[int, list[int]] = defaultdict(
-            lambda: [0, 0]
-        )  # items, busy ns; before the last call
+        # Items and busy ns of all that was told, by task, and by split.
+        self._told_tasks: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0])
         self._told_splits: defaultdict[int, list[int]] = defaultdict(lambda: [0, 0])
         self.worker_busy_ns = 0
         self.main_busy_ns = 0

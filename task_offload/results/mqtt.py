@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
@@ -38,7 +39,7 @@ class Broker:
     tls: bool
     prefix: str
     user: str | None
-    password: str | None
+    password: str | None = field(repr=False)
 
 
 def parse_broker(address: str) -> Broker:
@@ -105,7 +106,8 @@ class MqttSink:
         """Says "offline", and goes."""
         if self._client.is_connected():
             said = self._client.publish(self._status, "offline", qos=1, retain=True)
-            said.wait_for_publish(GOODBYE_S)
+            with suppress(RuntimeError, ValueError):  # paho's words for a connection that is gone
+                said.wait_for_publish(GOODBYE_S)
         self._client.disconnect()
         self._client.loop_stop()
 

@@ -13,7 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from task_offload.errors import StoreError
-from task_offload.results.base import Record, Row, SessionBooks, SessionKey, Sink, Store, rows_of
+from task_offload.results.base import (
+    COMPLETED,
+    RESULT_BYTES,
+    Record,
+    Row,
+    SessionBooks,
+    SessionKey,
+    Sink,
+    Store,
+    rows_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +73,7 @@ class Recorder:
         self._waiting: deque[Record] = deque()
         self._in_commit = 0
         self._next_commit_at = 0.0
+        self._without_results: set[str] = set()  # devices whose results cannot be recorded, and of which that was said
         self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         if store is not None:
@@ -256,8 +267,20 @@ class Recorder:
             self._books.popitem(last=False)
 
     def _feed(self, rows: Sequence[Row]) -> None:
+        self._say_without_result(rows)
         for feeder in self._feeders:
             feeder.put(rows)
+
+    def _say_without_result(self, rows: Sequence[Row]) -> None:
+        """Logs, once for each device, that what the last task gave cannot be recorded. Each such row says why."""
+        for row in rows:
+            if row.detail is not None and row.ending == COMPLETED and row.device not in self._without_results:
+                self._without_results.add(row.device)
+                log.warning(
+                    "device %s, item %d: %s; a result is numbers, text, lists and dicts of them, up to %d KiB as "
+                    "JSON. The item is completed (further ones of this device only have it in their rows)",
+                    row.device, row.sequence, row.detail, RESULT_BYTES // 1024,
+                )  # fmt: skip
 
 
 class SinkFeeder:

@@ -238,6 +238,20 @@ def test_a_record_out_of_range_is_refused_at_once() -> None:
     assert store.rows == []
 
 
+def test_a_result_that_cannot_be_recorded_is_told_once_for_each_device(caplog: pytest.LogCaptureFixture) -> None:
+    store, reports = MemoryStore(), Reports()
+    recorder = Recorder(store, on_recorded=reports)
+    recorder.add_all([record(i, result=object()) for i in range(3)] + [record(3, result=1)])
+    recorder.add(record(0, device="other", result=object()))
+    reports.wait_for(lambda: len(reports.records) == 5)
+    assert recorder.close() == 0
+
+    told = [each.message for each in caplog.records if each.levelno == logging.WARNING]
+    assert [message.partition(":")[0] for message in told] == ["device pi-1, item 0", "device other, item 0"]
+    assert "it is not plain data (object cannot be written as JSON)" in told[0]
+    assert [row.ending for row in store.rows] == ["completed"] * 5
+
+
 def test_without_a_store_records_are_reported_at_once_and_counted() -> None:
     reports, sink = Reports(), ListSink()
     recorder = Recorder(None, [sink], on_recorded=reports)
