@@ -128,7 +128,8 @@ def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] |
     parser = _Parser(
         prog="iot_client_coordinator.py",
         description="Runs the first tasks of an app's chain on this device, and the rest on the server HOST.",
-        epilog="Without SPLIT every task runs here and no network is used. $HOST names the server.",
+        epilog="Without SPLIT every task runs here and no network is used. $HOST names the server, $OFFLOAD_TOKEN has "
+        "this device's token, or $OFFLOAD_TOKEN_FILE the file with it.",
     )
     parser.add_argument("split", nargs="?", type=_integer(1), metavar="SPLIT", help="how many tasks run on this device")
     parser.add_argument(
@@ -189,7 +190,8 @@ def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] |
         "--max-latency",
         _number(0),
         None,
-        "no more items at a time than end in it; automatic mode: and no split whose items take longer",
+        "how long an item may take: no more are worked on at a time than can keep to it; automatic mode avoids splits "
+        "that cannot",
         "OFFLOAD_MAX_LATENCY",
         metavar="MS",
     )
