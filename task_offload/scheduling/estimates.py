@@ -33,6 +33,7 @@ LEAST_FREE = 1e-3  # of an interval, in which a source that is held up gives wha
 SOURCE_STEP, SOURCE_PACE = 0.5, 0.2  # a larger step of its rate is believed at once, of a smaller one so much
 ROOM_ITEMS = 2  # beside one for each core, the items of a live source that wait: one in the sensor, one for a worker
 AS_LARGE = 0.02  # relative; payloads of one split that differ by less are the same
+AS_LARGE_ELSEWHERE = 0.05  # payloads of several splits with one codec that differ by less take as long
 PACKET_BYTES = 1500  # a payload that fits into one packet; no codec makes it better
 CLOUD_SPEED = 4.0  # how much faster than a device the cloud is, until a task ran on both sides
 
@@ -366,9 +367,8 @@ class Estimates:
         now_s, ratio = self.now_s, self._speed_ratio()
         device_s, device_spread = _either(self._device, self._cloud, ratio, now_s)
         cloud_s, cloud_spread = _either(self._cloud, self._device, 1.0 / ratio, now_s)
-        payloads, payload_spread = self._known_payloads(routes, ratio)
+        payloads, payload_spread, decodes = self._known_payloads(routes, ratio)
         costs = self._costs(device_s, cloud_s, payloads)
-        decodes = {route: means.decode.spread(now_s) for route, means in self._payloads.items()}
         link = self.link
         return Known(costs, device_spread, cloud_spread, payload_spread, link.spread(now_s), link.hope, decodes)
 
@@ -406,10 +406,12 @@ class Estimates:
 
     def _known_payloads(
         self, routes: Sequence[tuple[int, str]], ratio: float
-    ) -> tuple[dict[tuple[int, str], Payload], dict[tuple[int, str], float]]:
-        """Payloads measured, and for the others what other codecs and splits tell of them."""
+    ) -> tuple[dict[tuple[int, str], Payload], dict[tuple[int, str], float], dict[tuple[int, str], float]]:
+        """Payloads measured, and for the others what other codecs and splits tell of them; how uncertain they are; and,
+        of those measured, how uncertain their decoding is."""
         found: dict[tuple[int, str], Payload] = {}
         spreads: dict[tuple[int, str], float] = {}
+        decode_spreads: dict[tuple[int, str], float] = {}
         unknown: list[tuple[int, str]] = []
         for route in routes:
             means = self._payloads.get(route)
@@ -422,6 +424,7 @@ class Estimates:
             decode_s = _pooled(decodes) if decodes else encode_s * self._decode_share(ratio)
             found[route] = Payload(means.size.value, encode_s, decode_s)
             spreads[route] = max(means.size.spread(self.now_s), 0.5 * means.encode.spread(self.now_s))
+            decode_spreads[route] = min(each.decode.spread(self.now_s) for each in alike)
         if unknown:
             raw_bytes, slowness = self._raw_payloads()
             largest = max(raw_bytes.values(), default=0.0)
@@ -434,20 +437,22 @@ class Estimates:
                 raw = raw_bytes.get(split, largest)
                 found[split, codec] = Payload(raw * share, raw * encode_s * slowness, raw * decode_s)
                 spreads[split, codec] = UNKNOWN_CODEC if split in raw_bytes else 1.0
-        return found, spreads
+        return found, spreads, decode_spreads
 
     def _alike(self, split: int, codec: str) -> list[_PayloadMeans]:
-        """What is known of this split and codec, and of other codecs that make no smaller or larger payloads of it.
+        """What is known of this split and codec, of other codecs that make no smaller or larger payloads of it, and of
+        other splits with payloads as large.
 
-        They do the same then (to a JPEG, or to noise), and what their times differ by is luck.
+        Each does the same then (to a JPEG, or to noise), and what their times differ by is luck.
         """
-        own = self._payloads[split, codec]
-        size_bytes = own.size.value
-        return [
-            means
-            for (other, _), means in self._payloads.items()
-            if other == split and abs(means.size.value - size_bytes) <= AS_LARGE * size_bytes
-        ]
+        size_bytes = self._payloads[split, codec].size.value
+        alike = []
+        for (other, with_codec), means in self._payloads.items():
+            if other == split or with_codec == codec:
+                tolerance = AS_LARGE if other == split else AS_LARGE_ELSEWHERE
+                if abs(means.size.value - size_bytes) <= tolerance * size_bytes:
+                    alike.append(means)
+        return alike
 
     def told(self, route: tuple[int, str]) -> bool:
         """Whether the cloud has told what decoding this split and codec costs."""

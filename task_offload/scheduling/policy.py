@@ -28,6 +28,7 @@ PATIENCE_S = 6.0  # over which a saving is averaged before it is taken
 MAX_PATIENCE_S = 600.0
 CAUTION = 0.5  # of the uncertainty of what it would cost, a saving must be larger than that too
 LEAST_GAIN = 0.005  # and a saving at least so much of what running everything in the cloud costs
+TAKEN_BACK = 0.1  # what a choice is worth that leaves fewer tasks to the cloud, changes nothing else, and saves at all
 TRIAL_S = 60.0  # a saving that fails within this time was a mistake
 MUCH_FASTER = 1.2  # than what was left for being slower: a mistake that need not be waited for
 FORGIVE_S = 300.0  # after this time without a failure, patience halves
@@ -295,6 +296,7 @@ class ModelPolicy:
 
     def _saves(self, state: _State, best: Choice, rested: bool, least_gain_s: float, since_look_s: float) -> bool:
         """Whether the best choice has cost less for long enough, and is as fast."""
+        takes_back = self._only_takes_back(best, state.current)
         saving = 0.0
         if (
             rested
@@ -303,10 +305,17 @@ class ModelPolicy:
             and self._told(best)
             and best.capacity_fps >= min(state.aim_fps, ENOUGH * state.able_fps)
         ):
-            saving = 1.0 - (best.cloud_s + least_gain_s) / max(state.kept.cloud_s, 1e-9)
+            saving = 1.0 - (best.cloud_s + (0.0 if takes_back else least_gain_s)) / max(state.kept.cloud_s, 1e-9)
+            if takes_back and saving > 0.0:
+                saving = max(saving, TAKEN_BACK)
         # A mean over time, so that noise does not start the wait again, and much is taken sooner than little.
         self._saving += min(1.0, since_look_s / self._patience_s) * (saving - self._saving)
         return min(saving, self._saving) > GAIN
+
+    def _only_takes_back(self, best: Choice, current: Choice) -> bool:
+        """Whether the cloud would run fewer tasks of every item, and nothing else would change."""
+        fewer = best.first is best.second and best.first.split > max(current.splits)
+        return fewer and best.codec == current.codec and (best.splits, best.codec) != self._left
 
     def _told(self, choice: Choice) -> bool:
         """Whether the cloud has told what it costs."""
