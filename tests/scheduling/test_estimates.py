@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from task_offload.scheduling.estimates import MEMORY_S, UNKNOWN_CODEC, Estimates, Link, Mean
+from task_offload.scheduling.estimates import MEMORY_S, UNKNOWN_CODEC, Estimates, Known, Link, Mean
 from task_offload.scheduling.observation import Observation, PayloadCost, TaskCost
 
 KEEP = math.exp(-0.5 / MEMORY_S)
@@ -173,7 +173,7 @@ def test_what_a_limit_gave_corrects_its_prediction() -> None:
 
 
 def test_decoding_not_told_yet_is_inferred_from_other_payloads_and_not_from_tasks() -> None:
-    on_its_way = {(2, "none"): PayloadCost(10, 500_000, 0.01, 10, 0.005), (1, "none"): PayloadCost(10, 500_000, 0.03)}
+    on_its_way = {(2, "none"): PayloadCost(10, 500_000, 0.01, 10, 0.005), (1, "none"): PayloadCost(10, 1_500_000, 0.03)}
     tasks = (TaskCost(10, 0.1, 10), TaskCost(), TaskCost())
     found = estimates(
         observation(0.5), observation(1.0, payloads=on_its_way, device=tasks, cloud=(TaskCost(10, 0.001, 10),) * 3)
@@ -194,6 +194,21 @@ def test_codecs_that_make_no_difference_share_their_times() -> None:
         assert costs[2, codec].decode_s == pytest.approx(0.001)
     assert costs[2, "zstd"].encode_s == pytest.approx(0.030)
     assert costs[2, "zstd"].decode_s == pytest.approx(0.005)
+
+
+def test_splits_with_payloads_as_large_share_their_times_and_how_sure_these_are() -> None:
+    def known(size_bytes: int) -> Known:
+        payloads = {
+            (2, "none"): PayloadCost(99, 99 * 50_000, 0.099, 99, 0.0495),
+            (1, "none"): PayloadCost(1, size_bytes, 0.005, 1, 0.0025),
+        }
+        return estimates(observation(0.5, payloads=payloads)).known([(1, "none"), (2, "none")])
+
+    alike, other = known(52_000), known(60_000)
+    assert alike.costs.payloads[1, "none"] == pytest.approx((52_000, 0.00104, 0.00052))
+    assert alike.decodes[1, "none"] == alike.decodes[2, "none"] < 0.1
+    assert other.costs.payloads[1, "none"] == pytest.approx((60_000, 0.005, 0.0025))
+    assert other.decodes[1, "none"] > 0.25
 
 
 def test_under_a_quota_tasks_cost_their_cpu_time_and_a_stalled_device_leaves_its_link_fast() -> None:
