@@ -37,6 +37,16 @@ REST_S = 0.02  # for which the link's thread leaves the connection to threads th
 BUSY_STEPS = 8  # of theirs in that time: they hear what comes, too
 
 
+def pause_s(wait_s: float, least_wait_s: float, rng: random.Random) -> float:
+    """Seconds before the next connection: spread, so that a thousand devices do not come back in the same moment.
+
+    Arguments:
+        wait_s: what our own patience says, at most.
+        least_wait_s: what the cloud asked for, at least.
+    """
+    return max(wait_s * rng.uniform(0.5, 1.0), least_wait_s * rng.uniform(1.0, 1.5))
+
+
 class Link:
     """Carries sessions to the cloud, one after the other, on a thread of its own.
 
@@ -263,8 +273,7 @@ class Link:
             self._lost(session, reason)
             if self.connections > connections:
                 wait_s = FIRST_WAIT_S
-            # Half to all of it, so that a thousand devices do not come back in the same moment.
-            self._sleep(max(wait_s, least_wait_s) * self._rng.uniform(0.5, 1.0))
+            self._sleep(pause_s(wait_s, least_wait_s, self._rng))
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     def _lost(self, session: DeviceSession, reason: str) -> None:

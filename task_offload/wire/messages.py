@@ -32,6 +32,7 @@ FRAME = struct.Struct("<BBHIQ")  # kind, zero, zero, head bytes, body bytes
 ITEM = struct.Struct("<QQBB6x")  # sequence, age in microseconds, split, tag
 _ITEM_PREFIX = struct.Struct(FRAME.format + ITEM.format.removeprefix("<"))
 _RANGE = struct.Struct("<QIBBHQQ")  # first sequence, count, ending, split, detail bytes, oldest and newest age
+_HELLO_BEGIN = struct.Struct("<4sH")  # magic, version: the same in all versions
 _HELLO = struct.Struct("<4sHH16s32s32sQ")  # magic, version, flags, session, secret, source digest, acknowledged
 _WELCOME = struct.Struct("<HHffQQIff")  # version, flags, heartbeat, silence, message and unacked bytes, items, W, M
 _ACK = struct.Struct("<QQQQQB")  # next sequence, completed, filtered, dropped, CPU in microseconds, reasons
@@ -158,13 +159,14 @@ class Hello:
 
     @staticmethod
     def decode(head: bytes) -> Hello:
-        """Raises ProtocolError, with `version` checked before anything that a version may change."""
-        reader = _Reader(head)
-        magic, version, _, session, secret, digest, acked = reader.fields(_HELLO)
+        """Raises ProtocolError. Of another version, `version` is all that is read."""
+        magic, version = _Reader(head).fields(_HELLO_BEGIN)
         if magic != MAGIC:
             raise ProtocolError("the peer does not speak this protocol")
         if version != VERSION:
-            return Hello("", session, secret, ChainSpec(()), acked, version)
+            return Hello("", bytes(16), bytes(32), ChainSpec(()), version=version)
+        reader = _Reader(head)
+        _, _, _, session, secret, digest, acked = reader.fields(_HELLO)
         device = reader.text(MOST_NAME_BYTES)
         if not device or acked > MOST_SEQUENCE:
             raise ProtocolError("a hello makes no sense")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import pytest
 
 from task_offload.errors import RefusedError
 from task_offload.transport.certificates import load_or_make_certificate, server_context
-from task_offload.transport.link import Link
+from task_offload.transport.link import Link, pause_s
 from task_offload.transport.tokens import Token
 from task_offload.wire.codec import Encoder
 from task_offload.wire.messages import (
@@ -534,3 +535,10 @@ def test_a_server_that_never_finishes_tls_is_left(script: Script) -> None:
         link.leave()  # wakes it
         script.heard.wait_for("reasons")
     assert script.heard.reasons[0] == "the server did not finish the TLS handshake"
+
+
+def test_devices_do_not_come_back_together_nor_earlier_than_the_cloud_asked() -> None:
+    own = [pause_s(8.0, 0.0, random.Random(seed)) for seed in range(50)]
+    asked = [pause_s(0.25, 10.0, random.Random(seed)) for seed in range(50)]
+    assert 4.0 <= min(own) < 5.0 < 7.0 < max(own) <= 8.0
+    assert 10.0 <= min(asked) < 11.0 < 14.0 < max(asked) <= 15.0

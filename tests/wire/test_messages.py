@@ -178,10 +178,9 @@ def test_another_magic_is_another_protocol():
 
 
 @pytest.mark.parametrize("version", [0, VERSION + 1, 65535])
-def test_of_a_hello_in_another_version_only_the_fixed_part_is_read(version):
-    head = bytearray(HELLO.encode()[HEADER_BYTES:])
-    head[4:6] = struct.pack("<H", version)
-    hello = Hello.decode(bytes(head[:96]) + b"\xff" * 50)
+@pytest.mark.parametrize("rest", [b"", b"\xff" * 50, b"\xff" * 200])
+def test_of_a_hello_in_another_version_only_the_version_is_read(version, rest):
+    hello = Hello.decode(HELLO.encode()[HEADER_BYTES : HEADER_BYTES + 4] + struct.pack("<H", version) + rest)
     assert (hello.version, hello.device, hello.chain) == (version, "", ChainSpec(()))
 
 
