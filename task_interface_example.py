@@ -19,7 +19,7 @@ import math
 import time
 
 # A chain of plain functions needs no import from the framework. These two are for apps that want more.
-from task_offload.task import current_item, task
+from task_offload import current_item, task
 
 READINGS = 40
 PACE_S = 0.05  # a thermometer is slow, and the first task waits for it, as it would for a camera

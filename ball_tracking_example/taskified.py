@@ -24,8 +24,7 @@ from ball_tracking_example.sequential import (
 )
 from ball_tracking_example.video_source import VideoSource
 from ball_tracking_example.window import show
-from task_offload.picture import picture
-from task_offload.task import current_item, publish_frame
+from task_offload import current_item, picture, publish_frame
 
 _video: VideoSource | None = None
 

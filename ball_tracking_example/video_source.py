@@ -17,7 +17,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from task_offload.errors import SourceError
+from task_offload import SourceError
 
 log = logging.getLogger(__name__)
 

@@ -29,8 +29,7 @@ from typing import Any
 from fleet_example import anomalies
 from fleet_example.fleet import Fleet, as_line
 from fleet_example.sensor import Reading, Sensor
-from task_offload.errors import SourceError
-from task_offload.task import current_item, task
+from task_offload import SourceError, current_item, task
 
 HIGHEST_RATE = 1000.0  # readings a second; beyond that the sensor itself would be the load that it measures
 

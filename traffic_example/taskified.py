@@ -32,8 +32,7 @@ import cv2
 
 from ball_tracking_example.video_source import VideoSource
 from ball_tracking_example.window import show
-from task_offload.picture import picture
-from task_offload.task import current_item, publish_frame, task
+from task_offload import current_item, picture, publish_frame, task
 from traffic_example import CLIP
 from traffic_example.foreground import Background
 from traffic_example.tracker import PAST_LINE, Tracker
