@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 from task_offload.errors import StoreError
 from task_offload.results.sqlite import SqliteStore
 from task_offload.wire.messages import Ending, Kind, Refusal, RefusalMessage, bye, decode_totals
-from tests.support.peers import item
-from tests.support.worlds import World, ended, totals, worlds
+from tests.support.peers import Peer, hello, item
+from tests.support.worlds import Held, World, ended, pass_by, totals, worlds
 
 
 @pytest.fixture
@@ -120,16 +121,34 @@ def test_other_devices_are_not_concerned(make: Callable[..., World]) -> None:
     assert sorted(row["device"] for row in world.rows()) == ["first", "second"]
 
 
-def test_a_stopping_server_says_so(make: Callable[..., World]) -> None:
+def test_a_stopping_server_finishes_what_has_come_in_and_takes_no_more(make: Callable[..., World]) -> None:
     world = make()
+    held = Held(world)
     peer, _ = world.connect()
     with peer:
-        peer.send(*(item(n, 2, 1, 1) for n in range(50)))
-        totals(peer, 50)
+        peer.send(*(item(n, 2, 1, 1) for n in range(3)))
+        while len(held.units) < 3:
+            pass_by(world)
+        world.cloud.stop()
+        refusal = stranger(world)
+        while refusal is None:
+            refusal = stranger(world)
+        assert refusal.code == Refusal.STOPPING
+        assert refusal.retry_after_s > 0
+        peer.send(item(3, 2, 1, 1))
+        stranger(world)  # that has come now
+        held.let_go()
+        assert totals(peer, 3).completed == 3
         world.close()
-        refusal: RefusalMessage | None = None
-        while (frame := peer.frame()) is not None:
-            if frame.kind is Kind.REFUSAL:
-                refusal = RefusalMessage.decode(frame.head)
-    assert refusal is None or refusal.code == Refusal.STOPPING
-    assert len(world.rows()) == 50
+        assert peer.closed()
+    assert held.units == []
+    assert [row["sequence"] for row in world.rows()] == [0, 1, 2]
+
+
+def stranger(world: World) -> RefusalMessage | None:
+    """Asks to be let in. Returns why not, if that is so."""
+    with Peer(world.cloud.port) as peer:
+        peer.send(hello(world.chain, "stranger", os.urandom(16)).encode())
+        frame = peer.frame()
+        assert frame is not None
+        return RefusalMessage.decode(frame.head) if frame.kind is Kind.REFUSAL else None

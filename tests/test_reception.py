@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from task_offload.engines.base import Unit
 from task_offload.reception import (
     COSTS_EVERY_S,
     FORGET_AFTER_S,
@@ -16,9 +15,9 @@ from task_offload.reception import (
     LINES_PER_MINUTE,
     MOST_SESSIONS,
 )
-from task_offload.wire.messages import Costs, Kind, Load, Refusal, bye
+from task_offload.wire.messages import Costs, Kind, Load, Refusal, bye, decode_totals
 from tests.support.peers import Peer, hello, item
-from tests.support.worlds import SESSION, World, ended, totals, worlds
+from tests.support.worlds import SESSION, Held, World, ended, pass_by, totals, worlds
 
 
 @pytest.fixture
@@ -58,6 +57,18 @@ def test_a_bye_that_forgets_items_is_an_error(make: Callable[..., World]) -> Non
     with peer:
         peer.send(item(0, 2, 1, 1), bye(2))
         assert peer.refusal().code == Refusal.PROTOCOL
+
+
+def test_a_device_that_was_killed_may_leave_without_knowing_how_far_it_had_come(make: Callable[..., World]) -> None:
+    world = make()
+    peer, _ = world.connect()
+    with peer:
+        peer.send(*(item(n, 2, 1, 1) for n in range(3)))
+        totals(peer, 3)
+    again, _ = world.connect()
+    with again:
+        again.send(bye(1))
+        assert decode_totals(again.until(Kind.FAREWELL).head).next_sequence == 3
 
 
 def test_the_same_session_on_a_newer_connection(make: Callable[..., World]) -> None:
@@ -210,26 +221,6 @@ def test_a_device_that_crashes_again_and_again_takes_little_memory(
     with peer:
         assert welcome.totals.next_sequence == 1
     sessions["device", bytes(16)].expected -= 1
-
-
-class Held:
-    """Units on their way to the engine, which wait until a test lets them go."""
-
-    def __init__(self, world: World) -> None:
-        self.submit = world.cloud.reception._behind.submit
-        self.units: list[Unit] = []
-        world.cloud.reception._behind.submit = self.units.extend  # type: ignore[method-assign]
-
-    def let_go(self) -> None:
-        units = self.units[:]
-        del self.units[: len(units)]
-        self.submit(units)
-
-
-def pass_by(world: World) -> None:
-    """The listener has done all that it could do until now."""
-    peer, _ = world.connect(session=os.urandom(16), device="somebody")
-    peer.socket.close()
 
 
 def test_a_device_waits_when_it_has_its_part_of_the_memory(make: Callable[..., World]) -> None:

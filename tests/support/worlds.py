@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 from task_offload.cloud import Cloud
 from task_offload.config import CloudConfig
+from task_offload.engines.base import Unit
 from task_offload.task import Chain, load_app
 from task_offload.wire.messages import Ending, EndingRange, Kind, Totals, Welcome, decode_totals
 from tests.support.peers import Peer, hello
@@ -30,7 +32,7 @@ class World:
         )  # fmt: skip
         self.cloud = Cloud(config, clock=lambda: self.now, unix_clock=lambda: self.unix_now)
         self.chain: Chain = load_app(COUNTER)
-        self._thread = threading.Thread(target=self.cloud.run)
+        self._thread = threading.Thread(target=self.cloud.run, daemon=True)  # a test that fails may leave it busy
         self.cloud.start()
         self._thread.start()
 
@@ -74,3 +76,23 @@ def totals(peer: Peer, items: int) -> Totals:
 
 def ended(first: int, count: int = 1, ending: Ending = Ending.DROPPED, detail: str = "overload", **more: Any) -> bytes:
     return EndingRange(first, count, ending, 2, detail, **more).encode()
+
+
+class Held:
+    """Units on their way to the engine, which wait until a test lets them go."""
+
+    def __init__(self, world: World) -> None:
+        self.submit = world.cloud.reception._behind.submit
+        self.units: list[Unit] = []
+        world.cloud.reception._behind.submit = self.units.extend  # type: ignore[method-assign]
+
+    def let_go(self) -> None:
+        units = self.units[:]
+        del self.units[: len(units)]
+        self.submit(units)
+
+
+def pass_by(world: World) -> None:
+    """The listener has done all that it could do until now."""
+    peer, _ = world.connect(session=os.urandom(16), device="somebody")
+    peer.socket.close()
