@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import random
 import socket
 import threading
@@ -15,7 +16,7 @@ import pytest
 
 from task_offload.errors import RefusedError
 from task_offload.transport.certificates import load_or_make_certificate, server_context
-from task_offload.transport.link import Link, pause_s
+from task_offload.transport.link import REFUSED_WAIT_S, Link, pause_s
 from task_offload.transport.tokens import Token
 from task_offload.wire.codec import Encoder
 from task_offload.wire.messages import (
@@ -356,6 +357,33 @@ def test_a_busy_server_is_asked_again_by_a_starting_device_too(script: Script) -
     script.accept().welcome()
     script.heard.wait_for("welcomes")
     assert script.heard.reasons == ["full"]
+
+
+def test_waits_between_connections_grow_until_one_succeeds_and_are_longer_where_the_cloud_says_so(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand devices, or one that was shut out, must not keep a server busy."""
+    waits: queue.SimpleQueue[float] = queue.SimpleQueue()
+    monkeypatch.setattr(Link, "_sleep", lambda self, seconds: waits.put(seconds))
+    script.link()
+
+    def waited_s() -> float:
+        """What it would have waited, but for the tests' chance, which makes it a hundredth."""
+        return waits.get(timeout=PATIENCE_S) / 0.01
+
+    def lose(*said: bytes, welcome: bool = False) -> float:
+        server = script.accept()
+        server.welcome() if welcome else server.hello()
+        server.send(*said)
+        server.socket.close()
+        return waited_s()
+
+    growing = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
+    assert [lose() for _ in growing] == pytest.approx(growing)
+    assert lose(welcome=True) == pytest.approx(0.25)
+    assert lose() == pytest.approx(0.5)
+    assert lose(RefusalMessage(Refusal.BUSY, "full", 7.0).encode()) == pytest.approx(7.0)
+    assert lose(RefusalMessage(Refusal.TOKEN, "shut out").encode()) == pytest.approx(REFUSED_WAIT_S)
 
 
 @pytest.mark.parametrize(
