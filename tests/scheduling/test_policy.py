@@ -151,6 +151,15 @@ def test_what_the_cloud_cannot_decode_is_neither_probed_nor_chosen() -> None:
     assert decision.reason.startswith("payloads encoded with none instead of zstd: the cloud cannot decode zstd")
 
 
+def test_a_codec_that_is_lost_is_left_at_once_though_others_are_there() -> None:
+    clouds = ((0.0, set(ALL_CODECS)), (40.0, {"none", "lz4"}))
+    found = run(NARROW, lambda _: _CloudsWithCodecs(goal_of(NARROW), clouds), 0)
+    assert [each.codec for second, each in switches(found) if second < 40.0][-1] == "zstd"
+    (second, decision), *_ = [(second, each) for second, each in switches(found) if second >= 40.0]
+    assert second < 41.0
+    assert decision.reason.startswith("payloads encoded with none instead of zstd: the cloud cannot decode zstd")
+
+
 def test_the_only_codec_that_is_asked_for_is_used_when_the_cloud_has_it() -> None:
     goal = replace(goal_of(NARROW), splits=(2,), start=2, codecs=("zstd",))
     found = run(NARROW, lambda _: _CloudsWithCodecs(goal, ((0.0, {"none"}), (20.0, set(ALL_CODECS)))), 0)
