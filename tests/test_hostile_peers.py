@@ -128,7 +128,7 @@ def test_random_bytes(plain: Bystander) -> None:
         FRAME.pack(Kind.HELLO, 0, 0, 10, 0xFFFFFFFFFFFFFFFF),
         FRAME.pack(Kind.HELLO, 0, 0, 10, 1),
         frame(Kind.HELLO, b""),
-        frame(Kind.HELLO, b"PTOF" + bytes(30)),
+        frame(Kind.HELLO, b"PTOF\x01\x00" + bytes(28)),
         frame(Kind.HELLO, b"XXXX" + bytes(200)),
         frame(Kind.ITEM, bytes(100)),
         frame(Kind.WELCOME, bytes(100)),
