@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from task_offload.scheduling.cost_model import DEVICE, LINK, MAIN, RESOURCES, WORKERS, Costs, Payload
 from task_offload.scheduling.observation import TRAIN_BYTES, Observation
 from task_offload.scheduling.processor import Processor
+from task_offload.wire.window import HORIZON_S
 
 MEMORY_S = 30.0  # how long a measurement counts for tasks and payloads
 LINK_MEMORY_S, LINK_MEMORY_UNREST = 2.0, 20.0  # cellular links move within seconds; so does noise, hence the second
@@ -35,6 +37,7 @@ ROOM_ITEMS = 2  # beside one for each core, the items of a live source that wait
 AS_LARGE = 0.02  # relative; payloads of one split that differ by less are the same
 AS_LARGE_ELSEWHERE = 0.05  # payloads of several splits with one codec that differ by less take as long
 PACKET_BYTES = 1500  # a payload that fits into one packet; no codec makes it better
+ALIKE_FROM = 0.1  # of its time, tasks that take less tell less of it
 CLOUD_SPEED = 4.0  # how much faster than a device the cloud is, until a task ran on both sides
 
 # Size, and seconds to encode and to decode a byte of the uncompressed payload, on the machine of the project's
@@ -181,6 +184,14 @@ class Known:
     decodes: dict[tuple[int, str], float] = field(default_factory=dict)
 
 
+class _Moved(NamedTuple):
+    """A mean that moved: by this factor, after so many busy seconds of late, to so many seconds an item."""
+
+    factor: float
+    busy_s: float
+    value_s: float
+
+
 class _PayloadMeans:
     """What is known of the payloads of one split and codec."""
 
@@ -262,7 +273,7 @@ class Estimates:
     def _add_device(self, observation: Observation, keep: float) -> None:
         processor = self._processor
         self.stepped |= processor.add(observation)
-        moved: list[tuple[float, float]] = []
+        moved: list[_Moved] = []
         stale: list[Mean] = []
         for mean, cost in zip(self._device, observation.device, strict=True):
             self._follow(mean, processor.own_s(cost.busy_s, cost.cpu_s), cost.items, keep, moved, stale)
@@ -278,7 +289,7 @@ class Estimates:
         _move_alike(moved, stale)
 
     def _add_cloud(self, observation: Observation, keep: float) -> None:
-        moved: list[tuple[float, float]] = []
+        moved: list[_Moved] = []
         stale: list[Mean] = []
         for mean, cost in zip(self._cloud, observation.cloud, strict=True):
             self._follow(mean, cost.busy_s, cost.items, keep, moved, stale)
@@ -290,7 +301,7 @@ class Estimates:
         _move_alike(moved, stale)
 
     def _follow(
-        self, mean: Mean, total: float, items: int, keep: float, moved: list[tuple[float, float]], stale: list[Mean]
+        self, mean: Mean, total: float, items: int, keep: float, moved: list[_Moved], stale: list[Mean]
     ) -> None:
         if not items:
             stale.append(mean)
@@ -298,7 +309,7 @@ class Estimates:
         before = mean.value
         self.stepped |= mean.add(total, items, self.now_s, keep)
         if before > 0 and mean.count > 3:
-            moved.append((mean.value / before, total))
+            moved.append(_Moved(mean.value / before, total, mean.value))
 
     def _add_link(self, observation: Observation) -> None:
         if observation.transfer_bytes > 0 and observation.transfer_s > 0:
@@ -391,6 +402,7 @@ class Estimates:
             main_share=max(last.main_share * efficiency[RESOURCES[MAIN]], 1e-3),
             round_trip_s=self._trip_s,
             window=max(1, last.window),
+            horizon_s=HORIZON_S,
             source_rate=self.source_rate,
             room=last.cores + ROOM_ITEMS if self._newest_wins else None,
         )
@@ -495,17 +507,19 @@ def _cloud_is_slow(observation: Observation) -> bool:
     return _in_cloud_s(observation) > 0.5 * (observation.rtt_s or 0.0) or main_s > FULL * observation.interval_s
 
 
-def _move_alike(moved: list[tuple[float, float]], stale: list[Mean]) -> None:
+def _move_alike(moved: list[_Moved], stale: list[Mean]) -> None:
     """When the speed of a side changes, what did not run there just now changed with what did.
 
-    The median, weighted by busy time, so that one task whose input changed does not move the others.
+    The median, weighted by busy time, so that one task whose input changed does not move the others. Short tasks tell
+    little of a longer one: they are short or long by what else runs, and by what the caches hold.
     """
-    half = 0.5 * sum(weight for _, weight in moved)
-    for factor, weight in sorted(moved):
-        half -= weight
+    half = 0.5 * sum(each.busy_s for each in moved)
+    ran_s = sum(each.value_s for each in moved)
+    for factor, busy_s, _ in sorted(moved):
+        half -= busy_s
         if half <= 0:
             for mean in stale:
-                mean.scale(factor)
+                mean.scale(factor ** min(1.0, ran_s / max(ALIKE_FROM * mean.value, 1e-9)))
             return
 
 

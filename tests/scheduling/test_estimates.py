@@ -96,6 +96,17 @@ def test_what_did_not_run_moves_with_what_did() -> None:
     assert found.costs([(1, "none")]).device_s[1] == pytest.approx(0.04, rel=0.05)
 
 
+def test_a_short_task_tells_little_of_a_long_one() -> None:
+    """0.1 ms tell of 20 ms what the caches hold, not how fast the device is."""
+    both = (TaskCost(10, 0.001, 10), TaskCost(10, 0.2, 10), TaskCost())
+    found = estimates(*(observation(i * 0.5, device=both) for i in range(12)))
+    for i in range(12, 20):
+        found.add(observation(i * 0.5, device=(TaskCost(10, 0.0005, 10), TaskCost(), TaskCost()), payloads={}))
+    first_s, second_s, _ = found.costs([(2, "none")]).device_s
+    assert first_s < 0.00008
+    assert second_s > 0.019
+
+
 def test_unmeasured_codecs_are_inferred_and_unsure() -> None:
     found = estimates(observation(0.5), codecs=("none", "zstd"))
     known = found.known(found.routes)
