@@ -15,6 +15,7 @@ from task_offload.scheduling.estimates import Known
 from task_offload.scheduling.observation import Observation, Route
 
 SURE = 0.35  # relative uncertainty up to which a cost counts as known
+CLEAR = 0.2  # and up to which no probe is to tell what the cloud takes
 GAIN = 0.05  # a change of the set of splits must save or gain at least this, and what is probed may do so
 PROBES_AT_ONCE = 4
 PROBE_WAIT_S = 4.0  # a probe that has not come back by then is lost
@@ -83,7 +84,8 @@ class Probing:
                 hopeful.append(option)
                 continue
             hopeful.append(uncertain.hopeful(option))
-            if max(uncertain.of(option), uncertain.link_of(option)) >= SURE:
+            unclear = uncertain.cloud_s(cost_model.single(option)) > CLEAR * option.cloud_s
+            if unclear or max(uncertain.of(option), uncertain.link_of(option)) >= SURE:
                 unsure.add(route)
         probes: list[Route] = []
         cost_s = 0.0
@@ -159,6 +161,7 @@ class Uncertainty:
         """The option as good as it may be."""
         split = option.split
         device, cloud = 1.0 - HOPE * self._device[split], 1.0 - HOPE * self._cloud[split]
+        cloud_s = option.cloud_s - HOPE * self.cloud_s(cost_model.single(option))
         size = (1.0 - self._payloads[split, option.codec]) / self._link_hope  # one never seen may be next to nothing
         use_s = list(option.use_s)
         for resource, factor in (
@@ -169,7 +172,7 @@ class Uncertainty:
             (cost_model.WINDOW, size),
         ):
             use_s[resource] *= factor
-        return option._replace(use_s=tuple(use_s), busiest_s=max(use_s), cloud_s=option.cloud_s * cloud)
+        return option._replace(use_s=tuple(use_s), busiest_s=max(use_s), cloud_s=max(0.0, cloud_s))
 
 
 def _spreads(times_s: Sequence[float], spreads: Sequence[float]) -> list[float]:

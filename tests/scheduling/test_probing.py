@@ -65,6 +65,19 @@ def test_what_would_cost_less_is_probed_while_the_target_is_met() -> None:
     assert choose(Probing(), known(), 4.0, split=2) == ()
 
 
+def test_what_the_cloud_takes_is_probed_until_it_was_told_more_than_once() -> None:
+    """Splits 1 and 2 cost the cloud the same for all that is known, and decoding is all of it."""
+    payloads = {(1, "none"): Payload(1000, 0.001, 0.01), (2, "none"): Payload(1000, 0.001, 0.01)}
+    same = replace(known().costs, cloud_s=(0.0, 0.0, 0.0001), payloads=payloads)
+
+    def decoding(spread: float) -> Known:
+        sure = dict.fromkeys(payloads, 0.05)
+        return replace(known(), costs=same, payloads=sure, decodes={(1, "none"): 0.05, (2, "none"): spread})
+
+    assert choose(Probing(), decoding(0.3), 4.0, split=1) == (Route(2, "none"),)
+    assert choose(Probing(), decoding(0.1), 4.0, split=1) == ()
+
+
 def test_the_fewer_items_survive_the_more_are_sent_for_one_payload() -> None:
     assert choose(Probing(), known(survival=0.4), 40.0) == (Route(1, "none"),) * 2
 
