@@ -20,7 +20,7 @@ BUSY = 0.6  # used more than this, the device may be the limit: what threads, TL
 LEAST_CORES = 1e-3  # a process that got no core at all will get one some time
 DELAY_MEMORY_S = 2.0  # how long delays and what goes with them count
 SHORT = 0.2  # of what a process wants to run: if it waits for less, it may be that nothing holds it back
-DECLINE_S, RECOVERY_S = 10.0, 60.0  # in which what is seen of the cores while they are not busy is believed
+DECLINE_S, RECOVERY_S = 10.0, 180.0  # in which what is seen of the cores while they are not busy is believed
 
 
 class _Shares(NamedTuple):
@@ -131,7 +131,7 @@ class Processor:
         else:
             self._strikes = 0
         self._before, self._recent = now, recent
-        self._follow_cores(recent, interval_s, cores)
+        self._follow_cores(now, interval_s, cores)
         if recent.waited_s:
             # Threads beside the tasks wait for a core too, so delays that explain half of the waiting explain it all.
             # What is left cannot be more than the cores have left: then the tasks wait for each other's lock.
@@ -139,9 +139,9 @@ class Processor:
             free_s = max(0.0, self.cores * recent.span_s - recent.worked_s)
             self._waits = min(left_s, free_s) / recent.waited_s
 
-    def _follow_cores(self, recent: _Shares, interval_s: float, cores: float) -> None:
-        seen = recent.cores(cores)
-        if not self._delays_told or recent.busy:
+    def _follow_cores(self, now: _Shares, interval_s: float, cores: float) -> None:
+        seen = self._recent.cores(cores)
+        if not self._delays_told or (now.busy and self._recent.busy):
             self.cores = seen
             self._delays_told = True
         else:  # little was wanted, so this is a guess, and the cores known from when they were busy count more

@@ -63,10 +63,17 @@ def test_a_device_that_is_not_busy_does_not_forget_its_quota() -> None:
     assert processor.cores < 0.5
 
 
+def test_little_work_under_a_quota_tells_nothing_of_it_either() -> None:
+    """It waits for a core half of the time, however little it wants: right after much was wanted, and later."""
+    little = seen(0.004, 0.004, 0.025, 0.025)
+    for count in range(1, 20):
+        assert follow([QUOTA] * 10 + [little] * count).cores < 0.15
+
+
 def test_cores_that_are_free_again_are_found_when_they_are_wanted_or_after_a_while() -> None:
     wanted = seen(0.9, 0.9, 0.95, 0.01)
     assert follow([QUOTA] * 10 + [wanted] * 20).cores == pytest.approx(2.0, rel=0.1)
-    assert follow([QUOTA] * 10 + [IDLE] * 400).cores > 1.5
+    assert follow([QUOTA] * 10 + [IDLE] * 1000).cores > 1.5
 
 
 def test_a_quota_is_known_before_it_is_used_up() -> None:
