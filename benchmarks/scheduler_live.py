@@ -15,8 +15,9 @@ scenario:
    times the cheapest one's CPU in the cloud for an item. Ratios are taken round by round; their medians count.
 3. The simulation predicts each fixed split in a world of the same quota and link, whose chain is as measured here.
 
-What counts are windows of 3 s of the device's report: after a warm-up of 4 windows (a fixed split's: 1), and without
-those in which the quota or the link has just changed. A target is met with `MEETS` of it in the worst phase.
+What counts are windows of 3 s of the device's report: after a warm-up of 4 windows (a fixed split's: 1, but on a
+recorded link 4, so that the same seconds of it count), and without those in which the quota or the link has just
+changed. A target is met with `MEETS` of it in the worst phase.
 
 `--json` keeps every run. A later call with the same file goes on where it ended: with the scenarios that are not there
 yet, and with the rounds that `--rounds` asks for beyond those that are.
@@ -84,6 +85,11 @@ class Scenario:
     phases: tuple[Phase, ...]
     windows: int = 2
     devices: int = 1
+
+    @property
+    def recorded(self) -> bool:
+        """Whether a link is a recorded one: only the same seconds of it compare."""
+        return any(isinstance(phase.mbit, tuple) for phase in self.phases)
 
 
 def chains() -> tuple[LiveChain, ...]:
@@ -345,14 +351,16 @@ def measure(
 ) -> None:
     """Adds to `found` what it lacks: the simulation's predictions, the sweep, and rounds. Saves after each run."""
     phases = len(scenario.phases)
-    fixed, auto = Plan(phases, WARM_FIXED, scenario.windows), Plan(phases, WARM_AUTO, scenario.windows)
+    auto = fixed = sweep = Plan(phases, WARM_AUTO, scenario.windows)
+    if not scenario.recorded:
+        fixed = Plan(phases, WARM_FIXED, scenario.windows)
+        sweep = Plan(phases, WARM_FIXED, max(1, scenario.windows // 2))
     with Lab(lab_script, chain.app, folder, scenario.devices, chain.environment, chain.source) as lab:
         bench = Bench(lab, chain, scenario, folder)
         if "sweep" not in found:
             names, costs = bench.costs()
             found["predicted"] = predict(chain_model(names, costs, chain.splits), scenario)
-            quick = Plan(phases, WARM_FIXED, max(1, scenario.windows // 2))
-            found["sweep"] = {split: bench.run([str(split)], quick) for split in chain.splits}
+            found["sweep"] = {split: bench.run([str(split)], sweep) for split in chain.splits}
             save()
         contenders = Aims.of(found["sweep"]).contenders()
         runs: dict[str, list[Run]] = found.setdefault("runs", {name: [] for name in contenders})
