@@ -145,13 +145,7 @@ def options(costs: Costs) -> list[Option]:
         )
         device_latency_s = (sum(costs.device_s[:split]) + payload.encode_s) / costs.core_share
         buffered_s = costs.horizon_s + trip_s
-        latency_s = (
-            device_latency_s
-            + transfer_s
-            + costs.round_trip_s
-            + payload.decode_s
-            + sum(costs.cloud_s[split:])
-        )
+        latency_s = device_latency_s + transfer_s + costs.round_trip_s + payload.decode_s + sum(costs.cloud_s[split:])
         found.append(
             Option(
                 split,
