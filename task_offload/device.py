@@ -249,7 +249,7 @@ class OffloadRun(Run):
         load_at = now = time.monotonic()
         ends_at = now + (self.config.duration_s or math.inf)
         while not (pipeline.ended or self.link.ended or self.signals.count) and now < ends_at:
-            self.signals.woken.wait(0.05)
+            self.signals.wait(0.05)
             now = time.monotonic()
             self.watchdog.beat()
             if now - self._observed_at >= DECISION_S:

@@ -38,7 +38,7 @@ class LocalRun(Run):
             if config.duration_s is not None and now - self.began_at >= config.duration_s:
                 break
             if pace_s is not None:
-                if self.signals.woken.wait(max(0.0, due - now)):
+                if self.signals.wait(max(0.0, due - now)):
                     break
                 due = max(due + pace_s, time.monotonic() - pace_s)
             item = Item(config.device_name, session, books.captured, time.time(), tasks)
@@ -66,7 +66,7 @@ class LocalRun(Run):
                 books.dropped["task_error"] += 1
                 if outcome.task == 0:
                     failures += 1
-                    self.signals.woken.wait(pause_s(failures))
+                    self.signals.wait(pause_s(failures))
                 continue
             failures = 0
             if outcome.kind is Kind.COMPLETED:

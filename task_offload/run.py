@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from numbers import Real
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -33,28 +33,34 @@ class Signals:
 
     Attributes:
         count: how many came.
-        woken: one came.
         in_task: the main thread is in a task, which only an exception can end.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.woken = threading.Event()
         self.in_task = False
+        # Not an Event: a signal that came while this thread held the event's lock would wait for it for ever.
+        self._woken: SimpleQueue[None] = SimpleQueue()
 
     def listen(self) -> None:
         """From now on. Until then Ctrl-C ends the process, which has nothing to finish yet."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._received)
 
+    def wait(self, seconds: float) -> bool:
+        """Waits at most so long for the first signal, on the main thread. Returns whether one has come."""
+        if not self.count and seconds > 0:
+            with suppress(Empty):
+                self._woken.get(timeout=seconds)
+        return self.count > 0
+
     def ask_to_stop(self) -> None:
         """As the first signal does, if none came yet."""
         self.count = max(self.count, 1)
-        self.woken.set()
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
-        self.woken.set()
+        self._woken.put(None)
         if self.in_task:
             if self.count > 1:
                 raise KeyboardInterrupt

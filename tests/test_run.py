@@ -1,0 +1,41 @@
+"""What both kinds of a device's run have: signals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SIGNAL_AT_EACH_LINE = """
+import signal, sys
+from task_offload.run import Signals
+
+def wait_with_signal_at(line):
+    signals = Signals()
+    signals.listen()
+    lines = 0
+    def trace(frame, event, argument):
+        nonlocal lines
+        if event == "line":
+            lines += 1
+            if lines == line:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+    sys.settrace(trace)
+    signals.wait(0.001)
+    sys.settrace(None)
+    assert signals.count == (lines >= line)
+    assert signals.count == 0 or signals.wait(60.0)  # at once
+    return signals.count
+
+line = 1
+while wait_with_signal_at(line):
+    line += 1
+print(line)
+"""
+
+
+def test_a_signal_at_any_moment_of_a_wait_is_no_deadlock() -> None:
+    """The handler runs on the thread that waits, between any two of its steps."""
+    ended = subprocess.run([sys.executable, "-c", SIGNAL_AT_EACH_LINE], stdout=subprocess.PIPE, timeout=60, text=True)
+    assert ended.returncode == 0
+    assert int(ended.stdout) > 3
