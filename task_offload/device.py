@@ -410,9 +410,12 @@ class OffloadRun(Run):
             return outbox.waiting_entries < ROOM_ENTRIES
         if not outbox.full:
             return True
-        if self._newest:
-            self.meters.dropped(outbox.drop_oldest_waiting("spool_full"))
-        return self._newest
+        if not self._newest:
+            return False
+        # Not one for one: the next can be much larger than the oldest, which went at another split.
+        while outbox.full and (dropped := outbox.drop_oldest_waiting("spool_full")):
+            self.meters.dropped(dropped)
+        return True
 
     # -- for the link, one call at a time ---------------------------------------------------------------------------
 

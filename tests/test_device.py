@@ -165,3 +165,23 @@ def test_what_waits_in_a_codec_survives_a_cloud_that_comes_back_without_it(
     assert device.finish()["reconnects"] == 1
     server.stop()
     check_rows(server, 25)
+
+
+def test_what_an_outage_leaves_in_memory_is_bounded_by_bytes(started: Callable[..., OffloadRun]) -> None:
+    """While the cloud is away all payloads are those of one split; those after it may be a thousand times as large."""
+    run = started("--overload", "newest", "--spool-limit", "100k")
+    run.link.away_since = 0.0
+    outbox, sequence = run.session.outbox, 0
+    while not outbox.full:
+        assert run._wait_for_room()
+        outbox.add(Entry(sequence, 1, NOW, Payload(b"", (), 200)))
+        sequence += 1
+    run.link.away_since = None
+    run.welcomed(run.session, welcome("none"))
+    end = sequence + 100
+    for large in range(sequence, end):
+        assert run._wait_for_room()
+        outbox.add(Entry(large, 1, NOW, Payload(b"", (), 50_000)))
+        assert outbox.waiting_bytes < 150 * 1024, "the limit, and the item that goes beyond it"
+    found = run.observe(1.0)
+    assert found.dropped + sum(each.payload is not None for each in outbox.take_all()) == end
