@@ -394,13 +394,13 @@ class OffloadRun(Run):
         return inside < self._most_inside or self._away or self._draining or self._pipeline.stopping
 
     def _wait_for_room(self) -> bool:
-        """Waits until the link can take another item. While the cloud is away, its spool is the room."""
+        """Waits until the link can take another item. While the cloud takes none of this run, its spool is the room."""
         self.link.wait_until(self._has_room)
         return not (self._draining or self.link.ended)
 
     def _has_room(self) -> bool:
-        link, outbox = self.link, self.session.outbox
-        if link.away_since is not None:
+        outbox = self.session.outbox
+        if self._away:
             self._caught_up = False
         elif outbox.waiting_entries < ROOM_ENTRIES:
             self._caught_up = True

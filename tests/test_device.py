@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -185,3 +186,31 @@ def test_what_an_outage_leaves_in_memory_is_bounded_by_bytes(started: Callable[.
         assert outbox.waiting_bytes < 150 * 1024, "the limit, and the item that goes beyond it"
     found = run.observe(1.0)
     assert found.dropped + sum(each.payload is not None for each in outbox.take_all()) == end
+
+
+def test_live_items_wait_on_disk_while_those_of_an_earlier_run_are_delivered(
+    started: Callable[..., OffloadRun], tmp_path: Path
+) -> None:
+    run, earlier = started("--overload", "newest", "--spool", str(tmp_path)), DeviceSession(bytes(16))
+    run.welcomed(earlier, welcome("none"))
+    outbox = run.session.outbox
+    for sequence in range(10):
+        with run.link.condition:
+            assert run._has_room(), "they would be dropped"
+        outbox.add(Entry(sequence, 1, NOW, Payload(b"", (), 200)))
+
+    run.welcomed(run.session, welcome("none"))
+    for _ in range(10):
+        with run.link.condition:
+            assert run._has_room(), "the backlog goes first"
+        assert outbox.next() is not None
+        outbox.sent(1.0, 0)
+    with run.link.condition:
+        assert run._has_room()
+    for sequence in (10, 11):
+        outbox.add(Entry(sequence, 1, NOW, Payload(b"", (), 200)))
+    with run.link.condition:
+        assert not run._has_room(), "from here on the newest wins"
+    assert run.spool is not None
+    outbox.take_all()
+    run.spool.close()
