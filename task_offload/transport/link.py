@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from task_offload.errors import LinkError, OffloadError, ProtocolError, RefusedError
+from task_offload.errors import ConfigError, LinkError, OffloadError, ProtocolError, RefusedError
 from task_offload.transport.certificates import client_context
 from task_offload.transport.exchange import BusyTime, DeviceSession, Exchange, LinkEvents
 from task_offload.transport.stream import Stream, Waker, tune
@@ -264,6 +264,10 @@ class Link:
                 self._connect_and_exchange(session)
                 return
             except (LinkError, ProtocolError) as error:
+                reason, least_wait_s = str(error), 0.0
+            except ConfigError as error:  # of the token, whose file may be written anew just now
+                if not self.connections:
+                    raise
                 reason, least_wait_s = str(error), 0.0
             except RefusedError as error:
                 if error.lasting and not self.connections:

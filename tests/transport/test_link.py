@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from task_offload.errors import RefusedError
+from task_offload.errors import ConfigError, RefusedError
 from task_offload.transport.certificates import load_or_make_certificate, server_context
 from task_offload.transport.link import REFUSED_WAIT_S, Link, pause_s
 from task_offload.transport.tokens import Token
@@ -346,6 +346,31 @@ def test_a_running_device_asks_again_after_any_refusal(script: Script, code: int
     server.welcome()
     assert server.sequences(1) == [0]
     assert script.heard.reasons == ["go away for now"]
+
+
+def test_a_running_device_outlives_a_token_that_is_being_written_anew(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is read before each connection, and may be empty just then."""
+    link = script.link()
+    server = script.accept()
+    server.welcome()
+    put(link, entry(0))
+    server.sequences(1)
+    found = iter([ConfigError("OFFLOAD_TOKEN_FILE token: this is not a token"), None])
+
+    def find_token() -> Token | None:
+        if (error := next(found)) is not None:
+            raise error
+        return None
+
+    monkeypatch.setattr(link, "_find_token", find_token)
+    server.socket.close()
+    server = script.accept()
+    server.welcome()
+    assert server.sequences(1) == [0]
+    assert script.heard.reasons[1:] == ["OFFLOAD_TOKEN_FILE token: this is not a token"]
+    assert link.error is None
 
 
 def test_a_busy_server_is_asked_again_by_a_starting_device_too(script: Script) -> None:
