@@ -7,6 +7,7 @@ when nobody else has for a while. What is not acknowledged stays in the outbox a
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
@@ -338,23 +339,29 @@ class Link:
     def _connect(self, deadline: float) -> socket.socket:
         try:
             found = socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise LinkError(f"the name {self._address[0]} is not known ({error.strerror}); check HOST") from error
+        except (OSError, UnicodeError) as error:  # the latter of what cannot be a name: two dots in a row, say
+            reason = error.strerror if isinstance(error, OSError) else "it cannot be a name"
+            raise LinkError(f"the name {self._address[0]} is not known ({reason}); check HOST") from error
         problem: OSError | None = None
         for family, kind, protocol, _, address in found:
-            sock = socket.socket(family, kind, protocol)
+            try:
+                sock = socket.socket(family, kind, protocol)
+            except OSError as error:  # a kernel without IPv6, say
+                problem = error
+                continue
             try:
                 tune(sock)
                 sock.setblocking(False)
-                sock.connect_ex(address)
-                self._selector.register(sock, selectors.EVENT_WRITE)
-                try:
-                    while not any(key.fileobj is sock for key, _ in self._selector.select(self._until(deadline))):
-                        self._check_abandoned()
-                        self._waker.drain()
-                finally:
-                    self._selector.unregister(sock)
-                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                code = sock.connect_ex(address)
+                if code == errno.EINPROGRESS:  # what fails at once, for want of a route, is not told again
+                    self._selector.register(sock, selectors.EVENT_WRITE)
+                    try:
+                        while not any(key.fileobj is sock for key, _ in self._selector.select(self._until(deadline))):
+                            self._check_abandoned()
+                            self._waker.drain()
+                    finally:
+                        self._selector.unregister(sock)
+                    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if not code:
                     return sock
                 problem = OSError(code, os.strerror(code))

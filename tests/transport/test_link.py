@@ -322,6 +322,51 @@ def test_a_message_larger_than_the_window_still_goes_alone(script: Script) -> No
     assert server.sequences(1) == [1]
 
 
+@pytest.mark.parametrize(
+    ("family", "address"),
+    [(10_000, ("::1", 1, 0, 0)), (socket.AF_INET, ("255.255.255.255", 1))],
+    ids=["a kernel without this family", "no way there"],
+)
+def test_an_address_that_cannot_be_asked_is_passed_over(
+    script: Script, monkeypatch: pytest.MonkeyPatch, family: int, address: tuple[Any, ...]
+) -> None:
+    """A name has IPv6 addresses for devices too that were started without IPv6, or have no route for it."""
+    real = socket.getaddrinfo
+
+    def with_another_first(*asked: Any, **more: Any) -> list[Any]:
+        return [(family, socket.SOCK_STREAM, 0, "", address), *real(*asked, **more)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", with_another_first)
+    link = script.link()
+    script.accept().welcome()
+    script.heard.wait_for("welcomes")
+    assert script.heard.reasons == []
+    assert link.error is None
+
+
+def test_a_device_without_a_network_says_so() -> None:
+    heard = Heard()
+    link = make_link(1, heard)
+    link._address = ("255.255.255.255", 1)
+    link.start()
+    heard.wait_for("reasons")
+    link.abandon()
+    assert link.join(PATIENCE_S)
+    assert heard.reasons[0].startswith("Network is unreachable")
+
+
+def test_a_host_that_cannot_be_a_name_is_one_clear_line() -> None:
+    heard = Heard()
+    link = make_link(1, heard)
+    link._address = ("cloud..example", 1)
+    link.start()
+    heard.wait_for("reasons")
+    link.abandon()
+    assert link.join(PATIENCE_S)
+    assert link.error is None
+    assert heard.reasons[0].startswith("the name cloud..example is not known (")
+
+
 @pytest.mark.parametrize("code", [Refusal.VERSION, Refusal.CHAIN, Refusal.TOKEN])
 def test_a_lasting_refusal_ends_a_starting_device(script: Script, code: Refusal) -> None:
     link = script.link()
