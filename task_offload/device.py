@@ -330,8 +330,9 @@ class OffloadRun(Run):
                 left = True
                 self.link.leave()
             now = time.monotonic()
-            if not asked and self.link.away_since is None:
-                deadline = now + self.config.drain_s  # the stream ended by itself: only an absent cloud cuts it short
+            if not asked and self.link.away_since is None and not pipeline.sensing:
+                # The stream ended by itself: only a cloud that is absent, or a sensor that is silent, cuts it short.
+                deadline = now + self.config.drain_s
             if now >= deadline:
                 break
             if self.window_due(now):

@@ -107,6 +107,7 @@ class Pipeline:
         self._stop = threading.Event()
         self._aborted = False
         self._captured_all = False
+        self._sensing = False
         self._order = threading.Lock()
         self._done: dict[int, Entry] = {}
         self._next_sequence = 0
@@ -139,6 +140,11 @@ class Pipeline:
     def stopping(self) -> bool:
         """Whether nothing more is captured."""
         return self._stop.is_set()
+
+    @property
+    def sensing(self) -> bool:
+        """Whether the first task runs: it may wait for its sensor, which may yield nothing more."""
+        return self._sensing
 
     @property
     def ended(self) -> bool:
@@ -190,8 +196,12 @@ class Pipeline:
             self._enqueue(_Captured(item, outcome.value, route.codec))
 
     def _first_task(self, item: Item) -> Outcome:
-        with self._stretched():
-            outcome = self._runner.run(item, self._states, (), 0, 1)
+        self._sensing = True
+        try:
+            with self._stretched():
+                outcome = self._runner.run(item, self._states, (), 0, 1)
+        finally:
+            self._sensing = False
         factor = self._cpu.factor if self._cpu else 1.0
         if self._live or self._cpu:
             outcome.busy_ns[0] = int(outcome.cpu_ns[0] * factor)

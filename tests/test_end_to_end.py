@@ -261,6 +261,14 @@ def test_realtime_keeps_a_files_own_pace(lab: Lab) -> None:
     server.stop()
 
 
+def test_duration_ends_a_run_whose_sensor_yields_nothing_more(lab: Lab, shared: Server) -> None:
+    gate = lab.gate("capture")
+    options = ("--no-tls", "--duration", "1", "--drain", "1")
+    device = lab.device("counter", "1", *options, port=shared.port, name="silent", env={"CAPTURE_GATE": str(gate.path)})
+    gate.let(2)
+    assert device.finish()["items"]["completed"] == 2
+
+
 def test_newest_drops_the_oldest_waiting_item_and_counts_it(lab: Lab) -> None:
     server = lab.server("source", "--no-tls")
     work = lab.gate("work")
