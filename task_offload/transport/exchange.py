@@ -215,7 +215,7 @@ class Exchange:
         while more:
             more = self._window is not None and self._queue_entries(self._window, now)
             if not stream.outgoing_bytes:
-                if not self._liveness.ping_due(now):
+                if self._window is None or not self._liveness.ping_due(now):
                     return
                 stream.queue([PING])
             started = time.thread_time()

@@ -161,6 +161,31 @@ def test_a_session_from_hello_to_farewell(script: Script) -> None:
     assert script.heard.totals[-1].dropped == {"overload": 1}
 
 
+def test_nothing_is_sent_between_hello_and_welcome(script: Script) -> None:
+    now_s = [100.0]
+    asked = threading.Semaphore(0)
+
+    def clock() -> float:
+        asked.release()
+        return now_s[0]
+
+    link = script.link(clock=clock)
+    server = script.accept()
+    server.hello()
+    while asked.acquire(timeout=0.2):
+        pass  # until it waits
+    now_s[0] += 5.0  # a sign of life would be due
+    welcome = Welcome(Totals(), 2.0, 8.0, 1 << 20, 1 << 20, 100).encode()
+    server.send(welcome[:1])
+    for _ in range(3):  # when it has heard it, when it looks what to send, how long it waits then
+        assert asked.acquire(timeout=PATIENCE_S)
+    server.send(welcome[1:])
+    put(link, entry(0))
+    frame = server.frame()
+    assert frame is not None
+    assert frame.kind is Kind.ITEM
+
+
 def test_what_is_not_acknowledged_is_sent_again_in_order(script: Script) -> None:
     link = script.link()
     server = script.accept()
