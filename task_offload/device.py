@@ -442,6 +442,7 @@ class OffloadRun(Run):
                 now - entry.sent_at if entry.sent_at else None,
                 max(0.0, unix_now - (entry.last_captured_at or entry.captured_at)),
                 items,
+                entry.ending is not Ending.DROPPED,
             )
         self.meters.finished(self.books.learn(totals))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from task_offload.task import load_app
 from task_offload.transport.exchange import DeviceSession
 from task_offload.wire.codec import Payload
 from task_offload.wire.compression import available_codecs
-from task_offload.wire.messages import Costs, PayloadBusy, TaskBusy, Totals, Welcome
+from task_offload.wire.messages import Costs, Ending, PayloadBusy, TaskBusy, Totals, Welcome
 from task_offload.wire.outbox import Entry
 from tests.support.fault_proxy import FaultProxy
 from tests.support.processes import APPS, Lab, Server
@@ -103,6 +104,21 @@ def test_what_a_welcome_acknowledges_says_nothing_of_the_new_link(started: Calla
     found = run.observe(1.0)
     assert found.finished == 1
     assert (found.acked, found.acked_bytes, found.rtt_s) == (0, 0, None)
+
+
+def test_only_what_is_finished_has_a_latency(started: Callable[..., OffloadRun]) -> None:
+    run = started("--max-latency", "100")
+    run.welcomed(run.session, welcome("none"))
+    outbox = run.session.outbox
+    for sequence, kind in enumerate((Ending.DROPPED, Ending.FILTERED)):
+        outbox.add(Entry(sequence, 1, time.time() - 60.0, ending=kind, detail="overload"))
+        outbox.sent(1.0, 0)
+    run.learned(run.session, outbox.acknowledge(1), Totals(1, dropped={"overload": 1}))
+    found = run.observe(1.0)
+    assert (run.meters.latency.count, found.finished, found.late) == (0, 0, 0)
+    run.learned(run.session, outbox.acknowledge(2), Totals(2, 0, 1, {"overload": 1}))
+    found = run.observe(2.0)
+    assert (run.meters.latency.count, found.finished, found.late) == (1, 1, 1)
 
 
 def check_rows(server: Server, count: int) -> None:

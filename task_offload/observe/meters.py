@@ -136,16 +136,24 @@ class DeviceMeters:
         with self._lock:
             self._dropped += items
 
-    def acked(self, size_bytes: int, round_trip_s: float | None, latency_s: float, items: int) -> None:
-        """An entry was acknowledged; `round_trip_s` is None if it was not sent on this connection."""
+    def acked(
+        self, size_bytes: int, round_trip_s: float | None, latency_s: float, items: int, finished: bool = True
+    ) -> None:
+        """An entry was acknowledged.
+
+        Arguments:
+            round_trip_s: None if it was not sent on this connection.
+            finished: False for items that were dropped here, which have no latency.
+        """
         with self._lock:
             if round_trip_s is not None:
                 self._acked_bytes += size_bytes
                 self._acked += items
                 self._rtt_s += round_trip_s * items
-            self.latency.add(latency_s, items)
-            if latency_s > self._max_latency_s:
-                self._late += items
+            if finished:
+                self.latency.add(latency_s, items)
+                if latency_s > self._max_latency_s:
+                    self._late += items
 
     def finished(self, items: int) -> None:
         """The device learned that items are finished."""
