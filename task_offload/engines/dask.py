@@ -36,6 +36,7 @@ START_S = 60.0  # for an actor to load the app
 START_TRIES = 3
 RETURN_S = 30.0  # for a worker of the cluster to be there again
 RETURN_LOOK_S = 0.2
+NOTICE_S = 3.0  # for the scheduler to notice that a worker has gone
 LOOK_S = 1.0  # between looks whether a call's worker is still there
 BATCH_NS = 8_000_000  # a round trip takes a millisecond and more, so an actor gets work for several
 LEAST_AT_ONCE = 2  # one travels while the other is worked on
@@ -149,10 +150,15 @@ class Places:
             LinkError: the cluster has no workers.
         """
         with self._lock:
-            lost = self._of.pop(actor, None)  # the scheduler may not have noticed; one that returns has a new address
-        ends_at = time.monotonic() + RETURN_S
+            lost = self._of.pop(actor, None)
+        now = time.monotonic()
+        noticed_at, ends_at = now + NOTICE_S, now + RETURN_S
         while True:
-            workers: list[str] = [each for each in self._client.nthreads() if each != lost]
+            workers: list[str] = list(self._client.nthreads())
+            if lost in workers and time.monotonic() < noticed_at:  # it may be gone, and the scheduler not have noticed
+                workers.remove(lost)
+            else:
+                lost = None  # it lost its actor only, or another has its address
             with self._lock:
                 self._most = max(self._most, len(workers))
                 actors = Counter(self._of.values())
@@ -161,11 +167,15 @@ class Places:
                     self._of[actor] = address
                     return address
                 if time.monotonic() > ends_at:
-                    lost = None
                     self._most = len(workers)
                     if address is None:
                         raise LinkError("--engine dask: the cluster has no workers; start some")
             time.sleep(RETURN_LOOK_S)
+
+    def came_to(self, actor: object, address: str) -> None:
+        """The scheduler puts an actor elsewhere while the chosen worker takes none: when it is starting, or paused."""
+        with self._lock:
+            self._of[actor] = address
 
     def leave(self, actor: object) -> None:
         with self._lock:
@@ -206,6 +216,7 @@ class DaskWorker:
                     self._start()
                 coming, self._coming = self._coming, None
                 self._actor = self._come(coming)
+                self._places.came_to(self, self._actor._address)
                 return
             except AppError as error:
                 raise AppError(f"--engine dask: a worker of the cluster could not load the app: {error}") from error

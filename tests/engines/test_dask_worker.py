@@ -52,3 +52,54 @@ def test_a_call_that_never_ends_is_lost_with_its_worker_and_no_timeout_of_its_ta
     unit = Unit(Lane(), Item("device", "0" * 32, 0, 0.0, 1), b"", None, 0, None)
     with pytest.raises(WorkerLostError, match="has left the cluster"):
         list(worker.run([unit]))
+
+
+class Listed:
+    """A client of a cluster whose workers are told by a script: those of each look, the last ones for ever."""
+
+    def __init__(self, *looks: str) -> None:
+        self._looks = list(looks)
+
+    def nthreads(self) -> dict[str, int]:
+        return dict.fromkeys(self._looks.pop(0) if len(self._looks) > 1 else self._looks[0], 1)
+
+
+@pytest.fixture
+def no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks follow each other at once, and a worker that does not come is waited for until the test's end."""
+    monkeypatch.setattr("task_offload.engines.dask.RETURN_LOOK_S", 0.0)
+    monkeypatch.setattr("task_offload.engines.dask.RETURN_S", 1000.0)
+
+
+@pytest.mark.usefixtures("no_time_passes")
+def test_actors_have_a_worker_each_and_one_that_returns_is_waited_for() -> None:
+    places = Places(Listed("ab", "ab", "b", "b", "bc"))
+    assert [places.choose(1), places.choose(2)] == ["a", "b"]
+    assert places.choose(1) == "c"
+
+
+@pytest.mark.usefixtures("no_time_passes")
+def test_a_worker_whose_actor_was_lost_is_not_taken_again_before_the_scheduler_can_have_noticed() -> None:
+    places = Places(Listed("ab", "ab", "ab", "ab", "b", "bc"))
+    assert [places.choose(1), places.choose(2)] == ["a", "b"]
+    assert places.choose(1) == "c"
+
+
+@pytest.mark.usefixtures("no_time_passes")
+@pytest.mark.parametrize("looks", [("ab",), ("ab", "ab", "b", "ab")], ids=["it lives", "another has its address"])
+def test_a_worker_that_is_there_though_its_actor_was_lost_is_taken_again(
+    looks: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if len(looks) == 1:
+        monkeypatch.setattr("task_offload.engines.dask.NOTICE_S", 0.0)
+    places = Places(Listed(*looks))
+    assert [places.choose(1), places.choose(2)] == ["a", "b"]
+    assert places.choose(1) == "a"
+
+
+@pytest.mark.usefixtures("no_time_passes")
+def test_an_actor_is_counted_where_the_scheduler_has_put_it() -> None:
+    places = Places(Listed("ab", "ab", "a", "a"))
+    assert [places.choose(1), places.choose(2)] == ["a", "b"]
+    places.came_to(1, "b")
+    assert places.choose(1) == "a"  # "b" has gone, with both
