@@ -187,6 +187,7 @@ class DaskWorker:
 
     def __init__(self, chain: Chain, client: Any, places: Places, timeout_s: float) -> None:
         self._near = NearSide(chain)
+        self._in_order = chain.stateful_between(chain.splits[0], len(chain.tasks) - 1)
         self._client = client
         self._places = places
         self._timeout_s = timeout_s
@@ -247,19 +248,23 @@ class DaskWorker:
             return
         if self._actor is None:
             raise WorkerLostError("no actor could be started on the Dask cluster")
-        sent_ns = perf_counter_ns()
         calls = list(_calls(away))
+        # Each call that is on its way has a connection of its own, so a later one may be there first.
+        for together in [[call] for call in calls] if self._in_order else [calls]:
+            sent_ns = perf_counter_ns()
+            for call, future in zip(together, self._send(together), strict=True):
+                replies = self._result(future, len(call))
+                for unit, (reply, buffers) in zip(call, replies, strict=True):
+                    yield self._near.done(unit, reply, self._joined(buffers), sent_ns)
+
+    def _send(self, calls: Sequence[Sequence[Unit]]) -> list[Any]:
         try:
-            futures = [self._actor.run([Call.of(unit) for unit in call], *map(_body, call)) for call in calls]
+            return [self._actor.run([Call.of(unit) for unit in call], *map(_body, call)) for call in calls]
         except LOST as error:
             self._actor = None
             raise WorkerGoneError(
                 f"a worker of the Dask cluster was lost while it had nothing to do ({error})"
             ) from error
-        for call, future in zip(calls, futures, strict=True):
-            replies = self._result(future, len(call))
-            for unit, (reply, buffers) in zip(call, replies, strict=True):
-                yield self._near.done(unit, reply, self._joined(buffers), sent_ns)
 
     def _result(self, future: Any, units: int) -> list[tuple[Reply, list[Bytes]]]:
         ends_at = time.monotonic() + self._timeout_s

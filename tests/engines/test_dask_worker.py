@@ -9,8 +9,9 @@ import pytest
 pytest.importorskip("distributed")
 
 from task_offload.engines.base import Lane, Unit, WorkerLostError
-from task_offload.engines.dask import DaskWorker, Places
+from task_offload.engines.dask import CALL_BYTES, DaskActor, DaskWorker, Places
 from task_offload.task import Item, load_app
+from task_offload.wire.codec import Encoder
 
 
 class Silent:
@@ -52,6 +53,49 @@ def test_a_call_that_never_ends_is_lost_with_its_worker_and_no_timeout_of_its_ta
     unit = Unit(Lane(), Item("device", "0" * 32, 0, 0.0, 1), b"", None, 0, None)
     with pytest.raises(WorkerLostError, match="has left the cluster"):
         list(worker.run([unit]))
+
+
+class Recorded(Silent):
+    """One whose calls are answered when they are asked for, and which says when it is called and asked."""
+
+    def __init__(self, app: str) -> None:
+        super().__init__()
+        self.events: list[str] = []
+        self._far = DaskActor(app)
+
+    def run(self, *given: Any) -> Any:
+        self.events.append("call")
+        return Answer(self, self._far.run(*given))
+
+
+class Answer:
+    """A call's future."""
+
+    def __init__(self, actor: Recorded, value: Any) -> None:
+        self._actor = actor
+        self._value = value
+
+    def result(self, timeout: float) -> Any:
+        self._actor.events.append("answer")
+        return self._value
+
+
+@pytest.mark.parametrize(
+    ("app", "events"),
+    [("deeds", ["call", "call", "answer", "answer"]), ("stateful_deeds", ["call", "answer", "call", "answer"])],
+)
+def test_calls_overtake_each_other_so_one_that_needs_the_state_of_another_is_made_after_it(
+    app: str, events: list[str]
+) -> None:
+    app = f"tests.engines.{app}"
+    actor = Recorded(app)
+    worker = DaskWorker(load_app(app), actor, Places(actor), timeout_s=1000.0)
+    worker.wait()
+    head, lane = Encoder().encode(("double", 1)).head, Lane()
+    items = [Item("device", "0" * 32, number, 0.0, 1) for number in range(2)]
+    dones = list(worker.run([Unit(lane, item, head, None, 0, None, size_bytes=CALL_BYTES) for item in items]))
+    assert [done.outcome.value[-1] for done in dones] == [2, 2]
+    assert actor.events == events
 
 
 class Listed:
