@@ -21,15 +21,13 @@ from task_offload.emulated_cpu import EmulatedCpu
 from task_offload.errors import OffloadError
 from task_offload.observe.meters import DeviceMeters
 from task_offload.runner import Kind, Outcome, Runner, States, TaskErrorLog, TaskThread, pause_s
-from task_offload.scheduling.observation import Route
+from task_offload.scheduling.observation import MOST_AHEAD, Route
 from task_offload.task import Chain, Item
 from task_offload.wire.codec import Encoder
 from task_offload.wire.messages import Ending
 from task_offload.wire.outbox import Entry
 
 log = logging.getLogger(__name__)
-
-MOST_AHEAD = 4  # items for each worker that may be done before an earlier one is
 
 
 @dataclass(slots=True)

@@ -11,8 +11,8 @@ import pytest
 from task_offload.emulated_cpu import EmulatedCpu
 from task_offload.errors import OffloadError, SourceError
 from task_offload.observe.meters import DeviceMeters
-from task_offload.pipeline import MOST_AHEAD, Pipeline
-from task_offload.scheduling.observation import Route
+from task_offload.pipeline import Pipeline
+from task_offload.scheduling.observation import MOST_AHEAD, Route
 from task_offload.task import Chain, Contract, Task
 from task_offload.wire.codec import Decoder, Encoder
 from task_offload.wire.messages import Ending

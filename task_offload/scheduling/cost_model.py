@@ -52,6 +52,7 @@ class Costs:
         round_trip_s: from sent to acknowledged, without the payload's transfer and the cloud's work.
         window: items that may be unacknowledged at a time.
         horizon_s: how long they may queue on the link or in the cloud.
+        ahead: items that the device may work on beside an earlier one, which is not ready yet.
         source_rate: items a second that the source yields; infinite if it is always ready.
         room: items that may wait for the device where the newest wins; None where the source waits for the device.
     """
@@ -70,6 +71,7 @@ class Costs:
     round_trip_s: float = 0.0
     window: int = 1_000_000
     horizon_s: float = math.inf
+    ahead: int = 0
     source_rate: float = math.inf
     room: int | None = None
 
@@ -83,6 +85,7 @@ class Option(NamedTuple):
         busiest_s: the largest of them.
         cloud_s: C(N), cloud CPU seconds.
         device_latency_s: from captured to ready to be sent, without waiting in queues.
+        ahead_s: what such items take of less than a core, while an earlier one of another option is worked on.
         buffered_s: how long what may be on its way keeps the link or the cloud busy.
         latency_s: from captured to finished without waiting in queues, for an item that survives.
         size_bytes: mean bytes sent.
@@ -94,6 +97,7 @@ class Option(NamedTuple):
     busiest_s: float
     cloud_s: float
     device_latency_s: float
+    ahead_s: float
     buffered_s: float
     latency_s: float
     size_bytes: float
@@ -144,6 +148,7 @@ def options(costs: Costs) -> list[Option]:
             period_s + max(0.0, device_s - room_s),
         )
         device_latency_s = (sum(costs.device_s[:split]) + payload.encode_s) / costs.core_share
+        ahead_s = costs.ahead * device_s if costs.cores < 1.0 else 0.0
         buffered_s = costs.horizon_s + trip_s
         latency_s = device_latency_s + transfer_s + costs.round_trip_s + payload.decode_s + sum(costs.cloud_s[split:])
         found.append(
@@ -154,6 +159,7 @@ def options(costs: Costs) -> list[Option]:
                 max(use_s),
                 work_s + main_s,
                 device_latency_s,
+                ahead_s,
                 buffered_s,
                 latency_s,
                 q * payload.size_bytes,
@@ -216,11 +222,12 @@ def blend(first: Sequence[float], second: Sequence[float], share: float) -> tupl
 def together(first: Option, second: Option) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """What an item of each option uses of the resources, where they are mixed.
 
-    An item that takes the device longer holds up those after it, since they leave in order. What is on its way by then
-    lasts the link and the cloud for a while; after that they stand still for its sake.
+    An item that takes the device longer holds up those after it, since they leave in order, though these are worked on
+    beside it. What is on its way by then lasts the link and the cloud for a while; after that they stand still.
     """
     slow, quick = (first, second) if first.device_latency_s > second.device_latency_s else (second, first)
-    idle_s = slow.device_latency_s - quick.device_latency_s - quick.buffered_s
+    held_s = slow.device_latency_s + min(slow.device_latency_s, quick.ahead_s) - quick.device_latency_s
+    idle_s = held_s - quick.buffered_s
     if idle_s <= 0.0:
         return first.use_s, second.use_s
     use_s = list(slow.use_s)

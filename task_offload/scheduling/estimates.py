@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from task_offload.scheduling.cost_model import DEVICE, LINK, MAIN, RESOURCES, WORKERS, Costs, Payload
-from task_offload.scheduling.observation import TRAIN_BYTES, Observation
+from task_offload.scheduling.observation import MOST_AHEAD, TRAIN_BYTES, Observation
 from task_offload.scheduling.processor import Processor
 from task_offload.wire.window import HORIZON_S
 
@@ -37,6 +37,7 @@ ROOM_ITEMS = 2  # beside one for each core, the items of a live source that wait
 AS_LARGE = 0.02  # relative; payloads of one split that differ by less are the same
 AS_LARGE_ELSEWHERE = 0.05  # payloads of several splits with one codec that differ by less take as long
 PACKET_BYTES = 1500  # a payload that fits into one packet; no codec makes it better
+ACCIDENT = 16.0  # times as long as others like it: the system did something else while one such payload was worked on
 ALIKE_FROM = 0.1  # of its time, tasks that take less tell less of it
 CLOUD_SPEED = 4.0  # how much faster than a device the cloud is, until a task ran on both sides
 
@@ -403,6 +404,7 @@ class Estimates:
             round_trip_s=self._trip_s,
             window=max(1, last.window),
             horizon_s=HORIZON_S,
+            ahead=MOST_AHEAD * last.cores if last.cores > 1 else 0,
             source_rate=self.source_rate,
             room=last.cores + ROOM_ITEMS if self._newest_wins else None,
         )
@@ -493,7 +495,10 @@ class Estimates:
 
 
 def _pooled(means: Sequence[Mean]) -> float:
-    return sum(mean.total for mean in means) / sum(mean.count for mean in means)
+    """The mean of all. A single item that took many times longer than others met an accident, and tells nothing."""
+    most = ACCIDENT * min(mean.value for mean in means)
+    usual = [mean for mean in means if mean.value <= most or mean.count >= 2.0]
+    return sum(mean.total for mean in usual) / sum(mean.count for mean in usual)
 
 
 def _in_cloud_s(observation: Observation) -> float:

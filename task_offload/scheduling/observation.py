@@ -9,6 +9,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+MOST_AHEAD = 4  # items for each of the device's workers that may be done before an earlier one is
 TRAIN_BYTES = 16_384  # smaller payloads fit into a few packets, and say nothing of the link's rate
 
 

@@ -124,6 +124,18 @@ def test_items_that_take_the_device_longer_hold_up_the_others_of_a_mix_in_the_en
     assert mixed(quick, found[2], 0.5).use_s[cost_model.LINK] == pytest.approx(0.03)  # 0.31 s is hidden
 
 
+def test_with_less_than_a_core_a_long_item_takes_longer_beside_others() -> None:
+    same = {"survival": [1.0] * 4, "core_share": 0.1, "horizon_s": 0.2, "workers": 1.0}
+    links_s = []
+    for changes in ({"cores": 0.1}, {"cores": 0.1, "ahead": 2}, {"cores": 0.1, "ahead": 8}, {"cores": 1.0, "ahead": 2}):
+        found = by_split(options(costs(**same, **changes)))
+        links_s.append(mixed(found[1], found[3], 0.9).use_s[cost_model.LINK])
+    alone_s, beside_two_s, beside_many_s, core_s = links_s
+    assert beside_two_s == pytest.approx(alone_s + 0.1 * 2 * 0.11)
+    assert beside_many_s == pytest.approx(alone_s + 0.1 * 0.701)  # no more than it takes itself, by turns
+    assert core_s == pytest.approx(alone_s)
+
+
 def test_a_target_beyond_all_has_no_cheapest_but_a_fastest() -> None:
     found = options(costs())
     assert cheapest(found, 1e4) is None
@@ -136,7 +148,7 @@ def test_splits_with_different_codecs_are_not_mixed() -> None:
 
 
 def option(use_s: list[float], cloud_s: float, split: int, device_latency_s: float) -> Option:
-    return Option(split, "none", tuple(use_s), max(use_s), cloud_s, device_latency_s, 0.1, 0.0, 0.0)
+    return Option(split, "none", tuple(use_s), max(use_s), cloud_s, device_latency_s, 0.1, 0.1, 0.0, 0.0)
 
 
 uses = st.lists(st.floats(1e-4, 1.0), min_size=len(RESOURCES), max_size=len(RESOURCES))

@@ -207,6 +207,19 @@ def test_codecs_that_make_no_difference_share_their_times() -> None:
     assert costs[2, "zstd"].decode_s == pytest.approx(0.005)
 
 
+def test_one_payload_that_took_much_longer_than_others_alike_does_not_count() -> None:
+    found = estimates(observation(0.5), codecs=("none", "lz4"))
+    found.add(observation(1.0, payloads={(1, "none"): PayloadCost(1, 400_000, 0.1, 1, 0.2)}))
+    alone = found.known([(1, "none")]).costs.payloads[1, "none"]
+    assert (alone.encode_s, alone.decode_s) == pytest.approx((0.1, 0.2))
+    found.add(observation(1.5, payloads={(1, "lz4"): PayloadCost(1, 400_000, 0.002, 1, 0.001)}))
+    both = found.known([(1, "none")]).costs.payloads[1, "none"]
+    assert (both.encode_s, both.decode_s) == pytest.approx((0.002, 0.001))
+    for i in range(4, 10):  # that was no accident
+        found.add(observation(i * 0.5, payloads={(1, "none"): PayloadCost(5, 2_000_000, 0.5, 5, 1.0)}))
+    assert found.known([(1, "none")]).costs.payloads[1, "none"].encode_s > 0.05
+
+
 def test_splits_with_payloads_as_large_share_their_times_and_how_sure_these_are() -> None:
     def known(size_bytes: int) -> Known:
         payloads = {

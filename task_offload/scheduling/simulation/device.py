@@ -17,6 +17,7 @@ from typing import Literal
 from task_offload.scheduling.cost_model import Costs
 from task_offload.scheduling.mix import Mixer
 from task_offload.scheduling.observation import (
+    MOST_AHEAD,
     TRAIN_BYTES,
     Observation,
     PayloadCost,
@@ -26,9 +27,9 @@ from task_offload.scheduling.observation import (
 )
 from task_offload.scheduling.simulation.worlds import COMMIT_S, World, value_at
 
-# The pipeline's own rules: what waits for a worker, for each worker what may be done before an earlier item is, and
-# what waits for the window. A live source keeps only its newest item.
-QUEUE, MOST_AHEAD, ROOM_ENTRIES, NEWEST = 1, 4, 2, 1
+# The pipeline's own rules: what waits for a worker, and what waits for the window. A live source keeps only its newest
+# item.
+QUEUE, ROOM_ENTRIES, NEWEST = 1, 2, 1
 # The window's: two items may always be on their way, and as many as wait for so long behind the largest of late.
 LEAST_ITEMS, HORIZON_S, MEMORY_S = 2, 0.1, 1.5
 WINDOW = 1024  # what a device tells its policy; its window is one of time
