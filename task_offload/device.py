@@ -21,6 +21,7 @@ from task_offload.local_run import LocalRun
 from task_offload.observe.load import DelayMeter
 from task_offload.pipeline import Pipeline
 from task_offload.run import MOST_WINDOWS, Run, in_words, open_source, share_of
+from task_offload.runner import settle
 from task_offload.scheduling.mix import Mixer
 from task_offload.scheduling.observation import Observation, Policy, Route
 from task_offload.scheduling.policy import Goal, ModelPolicy
@@ -131,7 +132,7 @@ class OffloadRun(Run):
         self.decisions: list[dict[str, Any]] = []
         self.spool = DiskSpool(config.spool, config.spool_limit_bytes or DISK_SPOOL_BYTES) if config.spool else None
         self._local_route = Route(chain.splits[-1], self._codecs[0])
-        self._caught_up = True
+        self._backlog = 0.0  # after an outage: entries that waited when the last item was let in
         self._most_inside = math.inf
         self._draining = False
         self._welcomed = threading.Event()
@@ -217,6 +218,7 @@ class OffloadRun(Run):
             EmulatedCpu(config.emulate_cpu) if config.emulate_cpu else None,
         )
         self.signals.listen()
+        settle()
         self.link.start()
         self.watchdog.ready()
         self.say(f"{self.decision.reason}; server {config.host}:{config.port}")
@@ -401,14 +403,16 @@ class OffloadRun(Run):
 
     def _has_room(self) -> bool:
         outbox = self.session.outbox
-        if self._away:
-            self._caught_up = False
-        elif outbox.waiting_entries < ROOM_ENTRIES:
-            self._caught_up = True
-        if self._draining:
+        waiting = outbox.waiting_entries
+        if self._draining or (waiting < ROOM_ENTRIES and not self._away):
+            self._backlog = 0.0
             return True
-        if self._caught_up:
-            return outbox.waiting_entries < ROOM_ENTRIES
+        if self._away:
+            self._backlog = math.inf
+        elif waiting < self._backlog:
+            self._backlog = waiting
+        else:
+            return False  # an outage's backlog goes first; it takes one more whenever it has become shorter
         if not outbox.full:
             return True
         if not self._newest:

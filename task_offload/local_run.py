@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from task_offload.emulated_cpu import EmulatedCpu
 from task_offload.errors import OffloadError, SourceError
 from task_offload.run import Run, open_source
-from task_offload.runner import Kind, Runner, States, TaskErrorLog, pause_s
+from task_offload.runner import Kind, Runner, States, TaskErrorLog, pause_s, settle
 from task_offload.task import Item
 
 
@@ -22,6 +22,7 @@ class LocalRun(Run):
         error: OffloadError | None = None
         self.rate = open_source(chain, config.source)
         self.signals.listen()
+        settle()
         self.began_at = self._window_at = due = time.monotonic()
         pace_s = self.pace_s()
         runner, states, errors = Runner(chain), States(), TaskErrorLog(chain.names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import traceback
@@ -150,6 +151,15 @@ def _result(returned: Any) -> Any:
 def _broken_contract(returned: Any) -> str:
     what = f"a tuple of {len(returned)}" if type(returned) is tuple else f"{type(returned).__name__}"
     return f"it returned {what}; a task returns (to_continue, args) with a bool first, or just False"
+
+
+def settle() -> None:
+    """Before items come: takes what is loaded out of the garbage collector's sight.
+
+    To look through all modules again takes a weak device a tenth of a second, in the middle of some task.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pause_s(failures: int) -> float:

@@ -13,6 +13,7 @@ from types import FrameType
 from task_offload.cloud import Cloud
 from task_offload.config import CloudConfig
 from task_offload.output import deliver, is_journal, say
+from task_offload.runner import settle
 from task_offload.transport.identity import CloudIdentity, default_state_dir
 
 FIRST_DEVICE = "device-1"  # enrolled at the first start
@@ -44,6 +45,7 @@ def run_cloud(config: CloudConfig, started: Callable[[int], None] | None = None)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    settle()
     cloud.start()
     host = f"[{config.host}]" if ":" in config.host else config.host
     print(f"listening on {host}:{cloud.port}, running {config.app}", file=sys.stderr, flush=True)
