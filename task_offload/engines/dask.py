@@ -291,8 +291,11 @@ class DaskWorker:
     def _restart(self) -> None:
         """Ends the cluster's worker whose actor hangs: nothing else ends a task there. Its nanny starts it again."""
         actor, self._actor = self._actor, None
+        only = {"workers": [actor._address], "on_error": "ignore"}
         try:
-            self._client.run(os._exit, 1, workers=[actor._address], on_error="ignore")
+            # The worker itself answers only where its task lets other threads run.
+            if not self._client.run(_kill_worker, nanny=True, **only):
+                self._client.run(os._exit, 1, **only)
         except Exception as error:  # it may be gone
             log.debug("a worker of the Dask cluster could not be ended: %r", error)
 
@@ -323,6 +326,11 @@ class DaskWorker:
             at += size_bytes
             body[end:at] = bytes(at - end)
         return body
+
+
+def _kill_worker(dask_worker: Any) -> None:
+    """Runs in the nanny of a worker, which starts it again."""
+    os.kill(dask_worker.pid, signal.SIGKILL)
 
 
 def _calls(units: Sequence[Unit]) -> Iterator[list[Unit]]:

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
@@ -120,7 +121,8 @@ class ProcessWorker:
         self._killed = True
         process = self._process
         if process is not None:
-            process.kill()
+            with suppress(ValueError):  # its own thread has just closed it
+                process.kill()
         return True
 
     def close(self) -> None:

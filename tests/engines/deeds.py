@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def do(deed, value):
             Path(value).touch()
             os._exit(3)
         return True, ("alive",)
+    if deed == "hang and let nothing else run":
+        re.match(r"(a+)+$", "a" * 40 + "b")
     if deed == "hang":
         let_go.wait(60)
         return True, ("late",)

@@ -325,6 +325,19 @@ def test_a_unit_that_takes_too_long_ends_and_its_worker_is_replaced(
         deeds.let_go.clear()
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", REMOTE)
+def test_a_unit_that_lets_no_other_thread_run_ends_too(name: str, make_bench: Make) -> None:
+    bench = make_bench(name, workers=1, timeout_s=1.0)
+    try:
+        bench.send(("hang and let nothing else run", 0))
+        (late,) = bench.wait(1)
+        assert isinstance(late.outcome.value, TaskTimeoutError)
+        assert bench.values(("double", 5))[0][-1] == 10
+    finally:
+        bench.engine.close()
+
+
 @pytest.mark.parametrize("name", ENGINES)
 def test_nothing_is_left_behind(name: str) -> None:
     if name == "dask":
