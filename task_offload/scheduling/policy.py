@@ -31,6 +31,7 @@ LEAST_GAIN = 0.005  # and a saving at least so much of what running everything i
 TAKEN_BACK = 0.1  # what a choice is worth that leaves fewer tasks to the cloud, changes nothing else, and saves at all
 TRIAL_S = 60.0  # a saving that fails within this time was a mistake
 MUCH_FASTER = 1.2  # than what was left for being slower: a mistake that need not be waited for
+FAR_FASTER = 1.5  # than the choice in force, which need not be seen at work then
 FORGIVE_S = 300.0  # after this time without a failure, patience halves
 MOVING = 0.1  # a link with more unrest than this recovers as often as it falls: wait a little
 MOST_UNREST = 0.3  # of a link that moves, at most so much of its mean is not counted on
@@ -79,7 +80,7 @@ class _State(NamedTuple):
         demand_fps: throughput that is asked for and that the source gives; `aim_fps`: the same with a margin.
         current: the choice in force.
         kept: with the best shares for what is predicted; `trimmed`: and for what came of late.
-        able_fps: throughput that it can give; `holds`: whether that and its latency do.
+        able_fps: throughput that it can give; `holds`: whether that and its latency do; `judged`: whether it was seen.
     """
 
     demand_fps: float
@@ -89,6 +90,7 @@ class _State(NamedTuple):
     trimmed: Choice
     able_fps: float
     holds: bool
+    judged: bool
 
     @property
     def disappoints(self) -> bool:
@@ -178,7 +180,7 @@ class ModelPolicy:
         )
         self._forgive(now_s)
         self._short_s = 0.0 if state.holds else self._short_s + since_look_s
-        rested = meets or self._has_rested(best, state.able_fps, now_s)
+        rested = meets or self._has_rested(best, state, now_s)
         least_gain_s = LEAST_GAIN * max(option.cloud_s for option in found) + CAUTION * uncertain.cloud_s(best)
         saves = self._saves(state, best, rested, least_gain_s, since_look_s)
         needed = self._needed(state, best, rested)
@@ -212,7 +214,7 @@ class ModelPolicy:
         trimmed = kept if fps is None else self._kept(current, aim_fps, fps)
         able_fps = judgement.able_fps(fps, kept, demand_fps, observation.interval_s)
         holds = able_fps >= ENOUGH * demand_fps and self._in_time(current)
-        return _State(demand_fps, aim_fps, current, kept, trimmed, able_fps, holds)
+        return _State(demand_fps, aim_fps, current, kept, trimmed, able_fps, holds, fps is not None)
 
     def _decision(self, choice: Choice, reason: str, probes: tuple[Route, ...] = (), routine: bool = False) -> Decision:
         self._shares = {split: share for split, share in choice.shares.items() if share > 0}
@@ -284,13 +286,15 @@ class ModelPolicy:
 
     # When to change
 
-    def _has_rested(self, best: Choice, able_fps: float, now_s: float) -> bool:
+    def _has_rested(self, best: Choice, state: _State, now_s: float) -> bool:
         """Whether there may be a switch though the target is out of reach.
 
         There is time then: each attempt at better waits longer than the one before, unless something changed.
         """
-        rest_s = min(self._rest_s, JUDGED_S) if self._estimates.stepped else self._rest_s
-        if (best.splits, best.codec) == self._left and best.capacity_fps < MUCH_FASTER * able_fps:
+        rest_s = self._rest_s
+        if self._estimates.stepped and (state.judged or best.capacity_fps > FAR_FASTER * state.able_fps):
+            rest_s = min(rest_s, JUDGED_S)
+        if (best.splits, best.codec) == self._left and best.capacity_fps < MUCH_FASTER * state.able_fps:
             rest_s = max(rest_s, TRIAL_S)  # it was worse than it looked a moment ago
         return now_s - self._switched_s >= rest_s
 

@@ -5,8 +5,9 @@ from itertools import pairwise
 
 import pytest
 
+from task_offload.scheduling.cost_model import RESOURCES, Option, single
 from task_offload.scheduling.observation import Decision, Observation, PayloadCost, TaskCost
-from task_offload.scheduling.policy import PATIENCE_S, TRIAL_S, Goal, ModelPolicy
+from task_offload.scheduling.policy import PATIENCE_S, TRIAL_S, Goal, ModelPolicy, _State
 from task_offload.scheduling.simulation.drawn import draw
 from task_offload.scheduling.simulation.laboratory import Run, goal_of, judge, run
 from task_offload.scheduling.simulation.worlds import ALL_CODECS, BALL_MEMORY, SYNTHETIC, TRAFFIC, World, always, worlds
@@ -110,6 +111,21 @@ def test_it_goes_back_ever_more_rarely_to_what_it_left_for_being_slower() -> Non
     pauses = [after - before for before, after in pairwise(seconds)]
     assert len(pauses) > 4
     assert pauses[-1] > 2.0 * TRIAL_S
+
+
+def test_after_a_step_only_what_is_far_faster_need_not_wait_until_the_choice_in_force_was_seen_at_work() -> None:
+    policy = ModelPolicy(Goal(("one", "two"), (False, False), (1,), 1, target_fps=100.0))
+    policy._estimates.stepped = True
+    policy._switched_s, policy._rest_s = 0.0, 6.0
+
+    def rested(fps: float, judged: bool) -> bool:
+        best = single(Option(1, "none", (1.0 / fps,) * len(RESOURCES), 1.0 / fps, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0))
+        state = _State(100.0, 100.0, best, best, best, able_fps=10.0, holds=False, judged=judged)
+        return policy._has_rested(best, state, 4.0)
+
+    assert rested(12.0, judged=True)
+    assert not rested(12.0, judged=False)
+    assert rested(16.0, judged=False)
 
 
 def test_without_a_target_it_takes_the_fastest_codec_of_the_split_that_is_given() -> None:
