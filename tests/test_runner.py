@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from asyncio import CancelledError
@@ -14,7 +15,7 @@ import pytest
 from task_offload.engines.remote import RemoteTaskError
 from task_offload.errors import SourceError
 from task_offload.picture import picture
-from task_offload.runner import LONGEST_PAUSE_S, Kind, Outcome, Runner, States, TaskErrorLog, pause_s
+from task_offload.runner import LONGEST_PAUSE_S, Kind, Outcome, Runner, States, TaskErrorLog, pause_s, settle
 from task_offload.task import Chain, Contract, Item, Task, current_item, set_current_item
 
 
@@ -247,3 +248,11 @@ def test_pauses_after_failures_grow_up_to_a_limit() -> None:
     assert pauses_s[0] < 0.01  # one hiccup costs next to nothing
     assert pauses_s == sorted(pauses_s)
     assert pauses_s[-1] == LONGEST_PAUSE_S
+
+
+def test_what_is_loaded_before_the_items_come_is_not_looked_through_for_garbage() -> None:
+    settle()
+    try:
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
