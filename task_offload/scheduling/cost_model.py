@@ -21,6 +21,7 @@ from typing import NamedTuple
 RESOURCES = ("device", "device stage", "link", "cloud workers", "cloud main thread", "window", "source")
 DEVICE, STAGE, LINK, WORKERS, MAIN, WINDOW, SOURCE = range(len(RESOURCES))
 _AFTER_ORDER = (LINK, WORKERS, MAIN, WINDOW)  # items come to these in their order
+QUEUED = 0.3  # of what may queue on the link and in the cloud, what does when a long item holds up what follows
 _TINY_S = 1e-12
 _LEAST_RATE = 1e-3  # items a second; a source that is silent has no period
 _NO_LINK = 1e-3  # bytes a second; a link that is away must not make a mix's use infinite times zero
@@ -149,7 +150,7 @@ def options(costs: Costs) -> list[Option]:
         )
         device_latency_s = (sum(costs.device_s[:split]) + payload.encode_s) / costs.core_share
         ahead_s = costs.ahead * device_s if costs.cores < 1.0 else 0.0
-        buffered_s = costs.horizon_s + trip_s
+        buffered_s = QUEUED * costs.horizon_s + trip_s
         latency_s = device_latency_s + transfer_s + costs.round_trip_s + payload.decode_s + sum(costs.cloud_s[split:])
         found.append(
             Option(
