@@ -91,7 +91,7 @@ class DaskEngine:
 def _connect(address: str, workers: int) -> tuple[Any, Any]:
     """A cluster of our own or None, and a client."""
     try:
-        from distributed import Client, LocalCluster
+        from distributed import Client
     except ImportError as error:
         raise ConfigError("--engine dask needs Dask: pip install 'dask[distributed]'") from error
     if address:
@@ -101,14 +101,28 @@ def _connect(address: str, workers: int) -> tuple[Any, Any]:
             )
         except (OSError, ValueError) as error:
             raise LinkError(f"--engine dask:{address}: no Dask scheduler answers there ({error})") from error
+    cluster = local_cluster(workers)
+    return cluster, Client(cluster, direct_to_workers=True)  # type: ignore[no-untyped-call]
+
+
+def local_cluster(workers: int) -> Any:
+    """A cluster on this machine, whose workers always come back.
+
+    Raises:
+        LinkError: a worker died as it started.
+    """
+    import dask
+    from distributed import LocalCluster
+
+    # Dask gives a worker up that is away so long after it was away, though its nanny is just starting it again.
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "1000 days"})
     # Ctrl-C is for the server, which ends its workers. Threads and processes inherit what their starter does not hear.
     heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
-        cluster = LocalCluster(  # type: ignore[no-untyped-call]
+        return LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0"
         )
-        return cluster, Client(cluster, direct_to_workers=True)  # type: ignore[no-untyped-call]
-    except RuntimeError as error:  # a worker died as it started
+    except RuntimeError as error:
         raise LinkError(
             f"--engine dask: the workers could not be started ({error}); have they enough memory?"
         ) from error

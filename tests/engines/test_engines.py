@@ -18,6 +18,7 @@ import pytest
 
 from task_offload.engines import make_engine
 from task_offload.engines.base import Done, Engine, Lane, TaskTimeoutError, Unit, WorkerLostError
+from task_offload.engines.dask import local_cluster
 from task_offload.errors import AppError, ConfigError, LinkError, ProtocolError
 from task_offload.picture import Picture
 from task_offload.runner import Kind, Runner, TaskErrorLog
@@ -79,8 +80,8 @@ class Bench:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """The address of a Dask cluster that all tests share: one of our own takes seconds to start."""
-    distributed = pytest.importorskip("distributed")
-    made = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0")
+    pytest.importorskip("distributed")
+    made = local_cluster(2)
     yield made.scheduler_address
     made.close()
 
@@ -273,6 +274,22 @@ def test_workers_that_die_again_and_again_leave_nothing_held(name: str, make_ben
                 assert 1 <= sum(map(len, client.has_what().values())) <= 2
     finally:
         bench.engine.close()
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_of_a_local_cluster_comes_back_however_long_it_takes() -> None:
+    dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
+    dask.config.set({"distributed.deploy.lost-worker-timeout": "1 ms"})
+    made = local_cluster(1)
+    try:
+        with distributed.Client(made.scheduler_address, set_as_default=False) as client:
+            ((address, pid),) = client.run(os.getpid).items()
+            os.kill(pid, signal.SIGKILL)
+            client.run_on_scheduler(until_gone, address)
+            client.wait_for_workers(1, timeout=40)
+            assert len(made.workers) == 1, "the cluster gave it up, and ends it as soon as it is there"
+    finally:
+        made.close()
 
 
 @pytest.mark.timeout(200)
