@@ -24,6 +24,8 @@ class LocalRun(Run):
         self.signals.listen()
         settle()
         self.began_at = self._window_at = due = time.monotonic()
+        if config.duration_s is not None:  # it holds for a sensor that yields nothing more, too
+            self.signals.end_task_in(config.duration_s + config.drain_s)
         pace_s = self.pace_s()
         runner, states, errors = Runner(chain), States(), TaskErrorLog(chain.names)
         tasks, failures = len(chain.tasks), 0

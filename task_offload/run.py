@@ -54,9 +54,18 @@ class Signals:
                 self._woken.get(timeout=seconds)
         return self.count > 0
 
+    def end_task_in(self, seconds: float) -> None:
+        """Ends the task that the main thread is in after so many seconds, as the second signal does."""
+        signal.signal(signal.SIGALRM, self._overdue)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
     def ask_to_stop(self) -> None:
         """As the first signal does, if none came yet."""
         self.count = max(self.count, 1)
+
+    def _overdue(self, number: int, frame: FrameType | None) -> None:
+        if self.in_task:
+            raise KeyboardInterrupt
 
     def _received(self, number: int, frame: FrameType | None) -> None:
         self.count += 1

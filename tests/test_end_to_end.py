@@ -261,12 +261,15 @@ def test_realtime_keeps_a_files_own_pace(lab: Lab) -> None:
     server.stop()
 
 
-def test_duration_ends_a_run_whose_sensor_yields_nothing_more(lab: Lab, shared: Server) -> None:
+@pytest.mark.parametrize("offloads", [True, False])
+def test_duration_ends_a_run_whose_sensor_yields_nothing_more(lab: Lab, shared: Server, offloads: bool) -> None:
     gate = lab.gate("capture")
-    options = ("--no-tls", "--duration", "1", "--drain", "1")
-    device = lab.device("counter", "1", *options, port=shared.port, name="silent", env={"CAPTURE_GATE": str(gate.path)})
+    split, port = (("1", "--no-tls"), shared.port) if offloads else ((), None)
+    options = (*split, "--duration", "1", "--drain", "1")
+    device = lab.device("counter", *options, port=port, name="silent", env={"CAPTURE_GATE": str(gate.path)})
     gate.let(2)
-    assert device.finish()["items"]["completed"] == 2
+    items = device.finish()["items"]
+    assert (items["captured"], items["completed"], items["dropped"]) == (2, 2, {})
 
 
 def test_newest_drops_the_oldest_waiting_item_and_counts_it(lab: Lab) -> None:
