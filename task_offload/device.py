@@ -393,6 +393,8 @@ class OffloadRun(Run):
 
     def _in_time(self) -> bool:
         """Whether an item that is captured now will end in time, as far as those before it are concerned."""
+        if self._most_inside == math.inf:
+            return True
         inside = self.meters.captured - self.books.ended
         return inside < self._most_inside or self._away or self._draining or self._pipeline.stopping
 

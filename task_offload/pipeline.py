@@ -93,14 +93,16 @@ class Pipeline:
         self._live = live
         self._items = items
         self._duration_s = duration_s
-        self._cpu = cpu
+        self._emulated = cpu is not None
+        self._factor = cpu.factor if cpu is not None else 1.0
+        self._stretched: Callable[[], AbstractContextManager[None]] = cpu.work if cpu is not None else nullcontext
         self._runner = Runner(chain, measure_cpu=True)
         self._states = States()
         self._errors = TaskErrorLog(chain.names)
         self._waiting: deque[_Captured] = deque()
-        lock = threading.Lock()  # of `_waiting`
-        self._room_made = threading.Condition(lock)  # the capture thread waits for it
-        self._item_came = threading.Condition(lock)  # workers do
+        self._lock = threading.Lock()  # of `_waiting`; a condition's own `with` costs two Python calls more
+        self._room_made = threading.Condition(self._lock)  # the capture thread waits for it
+        self._item_came = threading.Condition(self._lock)  # workers do
         self._held_back = False  # a worker waits though an item does
         self._stop = threading.Event()
         self._aborted = False
@@ -124,7 +126,7 @@ class Pipeline:
     def stop(self) -> None:
         """Captures nothing more; what is captured goes on."""
         self._stop.set()
-        with self._room_made:
+        with self._lock:
             self._room_made.notify_all()
             self._item_came.notify_all()
 
@@ -159,7 +161,7 @@ class Pipeline:
         except Exception as error:
             self._fail(error)
         finally:
-            with self._item_came:
+            with self._lock:
                 self._captured_all = True
                 self._item_came.notify_all()
 
@@ -200,21 +202,17 @@ class Pipeline:
                 outcome = self._runner.run(item, self._states, (), 0, 1)
         finally:
             self._sensing = False
-        factor = self._cpu.factor if self._cpu else 1.0
-        if self._live or self._cpu:
-            outcome.busy_ns[0] = int(outcome.cpu_ns[0] * factor)
+        if self._live or self._emulated:
+            outcome.busy_ns[0] = int(outcome.cpu_ns[0] * self._factor)
         return outcome
-
-    def _stretched(self) -> AbstractContextManager[None]:
-        return self._cpu.work() if self._cpu is not None else nullcontext()
 
     def _stretch(self, busy_ns: int, cpu_ns: int) -> int:
         """How long something takes that was busy for so long: on the emulated processor, its CPU time is longer."""
-        return busy_ns + int((self._cpu.factor - 1.0) * cpu_ns) if self._cpu is not None else busy_ns
+        return busy_ns + int((self._factor - 1.0) * cpu_ns)
 
     def _enqueue(self, captured: _Captured) -> None:
         dropped: _Captured | None = None
-        with self._room_made:
+        with self._lock:
             if self._newest:
                 if len(self._waiting) >= self._room:
                     dropped = self._waiting.popleft()
@@ -247,7 +245,7 @@ class Pipeline:
 
     def _wait_for_item(self) -> bool:
         """Waits until an item may be taken; False if there will be none any more."""
-        with self._item_came:
+        with self._lock:
             while not self._may_take():
                 if (self._captured_all and not self._waiting) or self._aborted:
                     return False
@@ -256,7 +254,7 @@ class Pipeline:
             return True
 
     def _take(self) -> _Captured | None:
-        with self._room_made:
+        with self._lock:
             if not self._may_take():
                 return None  # another worker was faster
             captured = self._waiting.popleft()
@@ -274,7 +272,8 @@ class Pipeline:
         if item.split > 1:
             with self._stretched():
                 outcome = self._runner.run(item, self._states, args, 1, item.split)
-            outcome.busy_ns[:] = map(self._stretch, outcome.busy_ns, outcome.cpu_ns)
+            if self._emulated:
+                outcome.busy_ns[:] = map(self._stretch, outcome.busy_ns, outcome.cpu_ns)
             self._meters.ran(1, outcome.busy_ns, outcome.cpu_ns, outcome.kind is Kind.CONTINUED)
             if outcome.kind is Kind.FILTERED:
                 self._end(item, captured.codec, Ending.FILTERED, self._chain.names[outcome.task])
@@ -318,7 +317,7 @@ class Pipeline:
             while (following := self._done.pop(self._next_sequence, None)) is not None:
                 self._next_sequence += 1
                 self._put(following)
-        with self._item_came:
+        with self._lock:
             if self._held_back:
                 self._held_back = False
                 self._item_came.notify_all()

@@ -118,8 +118,9 @@ class Stream:
         try:
             if not self._tls:
                 return self._socket.recv_into(buffer)
-            while filled < len(buffer):
-                count = self._socket.recv_into(buffer[filled:])
+            size_bytes = len(buffer)
+            while filled < size_bytes:
+                count = self._socket.recv_into(buffer[filled:], size_bytes - filled)  # else it makes a view to ask it
                 if not count:
                     break
                 filled += count
