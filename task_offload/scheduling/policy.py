@@ -161,8 +161,8 @@ class ModelPolicy:
         since_look_s = min(now_s - self._looked_s, LOOK_AROUND_S)
         self._looked_s, self._looked_fps, self._learned = now_s, state.able_fps, False
 
-        known = self._cautious(estimates.known(estimates.routes))
-        found = cost_model.options(known.costs)
+        known = estimates.known(estimates.routes)
+        found = self._options(known, state.current)
         uncertain = Uncertainty(known)
         sure = [option for option in found if self._in_force(option) or uncertain.of(option) < SURE]
         best, meets = self._best(sure, state.demand_fps, state.aim_fps)
@@ -224,8 +224,14 @@ class ModelPolicy:
 
     # What is known
 
+    def _options(self, known: Known, current: Choice) -> list[Option]:
+        """All options. Those that send more than the choice in force must do with less of a link that moves."""
+        most_bytes = current.share * current.first.size_bytes + (1.0 - current.share) * current.second.size_bytes
+        by_mean, by_less = (cost_model.options(each.costs) for each in (known, self._cautious(known)))
+        return [mean if mean.size_bytes <= most_bytes else less for mean, less in zip(by_mean, by_less, strict=True)]
+
     def _cautious(self, known: Known) -> Known:
-        """For what is not in force yet, a link that moves is counted on for less than its mean."""
+        """A link that moves is counted on for less than its mean."""
         unrest = min(MOST_UNREST, self._estimates.link.unrest)
         rate = known.costs.link_bytes_per_s * (1.0 - unrest)
         return replace(known, costs=replace(known.costs, link_bytes_per_s=rate))

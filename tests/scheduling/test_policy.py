@@ -10,7 +10,16 @@ from task_offload.scheduling.observation import Decision, Observation, PayloadCo
 from task_offload.scheduling.policy import PATIENCE_S, TRIAL_S, Goal, ModelPolicy, _State
 from task_offload.scheduling.simulation.drawn import draw
 from task_offload.scheduling.simulation.laboratory import Run, goal_of, judge, run
-from task_offload.scheduling.simulation.worlds import ALL_CODECS, BALL_MEMORY, SYNTHETIC, TRAFFIC, World, always, worlds
+from task_offload.scheduling.simulation.worlds import (
+    ALL_CODECS,
+    BALL_MEMORY,
+    SYNTHETIC,
+    TRAFFIC,
+    World,
+    always,
+    payloads,
+    worlds,
+)
 
 HEAVY = World("heavy middle", TRAFFIC, 15.0, always(2.5), link_mbit=always(40.0), duration_s=60.0)
 NARROW = replace(HEAVY, slowdown=always(1.0), target_fps=13.0, link_mbit=always(6.0), codecs=ALL_CODECS)
@@ -61,6 +70,20 @@ def test_a_device_that_slows_again_and_again_is_believed_each_time(seed: int) ->
     slowdown = tuple((25.0 * number, 1.5 if number % 2 == 0 else 3.2) for number in range(20))
     found = simulate(replace(HEAVY, target_fps=12.0, slowdown=slowdown, duration_s=500.0, steady=False), seed)
     assert judge(found).met_share > 0.85
+
+
+def test_a_split_that_sends_less_is_taken_though_the_link_moves() -> None:
+    """What relies on the link less than the choice in force is not judged by the link's worse moments alone."""
+    chain = replace(TRAFFIC, task_s=(1e-3,) * 7, payloads=payloads([34e3, 34e3, 40e3]), stateful=(False,) * 7)
+    swings = tuple((float(second), 6.0 if second % 2 else 18.0) for second in range(6))
+    found = simulate(
+        World(
+            "moving link", chain, 1000.0, always(1.0), link_mbit=swings, link_repeat_s=6.0, steady=False,
+            survival={2: ((0.0, 0.5), (40.0, 1.0))}, duration_s=140.0,
+        )
+    )  # fmt: skip
+    assert all(set(window.shares) == {3} for window in found.windows if 20.0 < window.second <= 40.0)
+    assert all(3 not in window.shares for window in found.windows if window.second > 110.0)
 
 
 ALIKE = World("alike", BALL_MEMORY, 150.0, always(4.0), link_mbit=always(100.0), quota=True, duration_s=120.0)
