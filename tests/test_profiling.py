@@ -26,7 +26,8 @@ def test_without_a_server_every_split_is_measured_here(lab: Lab) -> None:
     assert [row["survival"] for row in profile["tasks"]] == [1.0, 1.0, round(20 / 30, 4), 1.0, 1.0]
     assert {row["split"] for row in profile["splits"]} == {1, 2, 3, 4}
     assert all(row["latency_ms"] >= 30 for row in profile["splits"])
-    assert profile["choice"]["fps"] >= max(row["fps"] for row in profile["splits"])
+    # Of those that are nearly as fast as the fastest, the cheapest is taken.
+    assert profile["choice"]["fps"] >= 0.97 * max(row["fps"] for row in profile["splits"])
     assert "Automatic mode would take" in device.out
 
 

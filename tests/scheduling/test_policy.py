@@ -2,6 +2,7 @@ import math
 import random
 from dataclasses import replace
 from itertools import pairwise
+from statistics import mean
 
 import pytest
 
@@ -107,10 +108,10 @@ def test_a_mix_meets_its_target_though_a_live_source_loses_items_during_long_one
     assert judge(simulate(replace(draw(1020), duration_s=220.0), 1000)).met_share >= 0.9
 
 
-@pytest.mark.parametrize(("seed", "met"), [(1036, 0.6), (1037, 0.7)])
-def test_a_mix_that_gives_less_than_predicted_is_left_for_a_single_split(seed: int, met: float) -> None:
-    """Worlds in which the items of mixes wait for each other, and that met 0.43 and 0.68 while mixes were kept."""
-    assert judge(simulate(draw(seed), 1000)).met_share > met
+@pytest.mark.parametrize(("seed", "met"), [(1036, 0.5), (1037, 0.68)])
+def test_a_mix_whose_items_wait_for_each_other_is_not_kept(seed: int, met: float) -> None:
+    """Worlds in which that is so, and that met 0.43 and 0.68 of their windows while mixes were kept all the same."""
+    assert mean(judge(simulate(draw(seed), luck)).met_share for luck in (1000, 1001, 1002)) > met
 
 
 def test_a_target_that_the_highest_split_meets_needs_no_probe_and_no_switch() -> None:
