@@ -99,6 +99,9 @@ class ProcessWorker:
             if self._killed:
                 raise TaskTimeoutError(f"more than {self._timeout_s:g} s") from None
             raise WorkerLostError("a worker's process died") from error
+        except BaseException:
+            self._end()  # replies that nobody has read would be taken for those of the next units
+            raise
 
     def _body(self, name: str, begin: int, end: int) -> memoryview:
         """A copy of what the process gave, so that it may use its memory again."""

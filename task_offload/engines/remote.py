@@ -141,7 +141,10 @@ def outcome_of(reply: Reply, item: Item, decoder: Decoder, body: memoryview) -> 
     """The outcome that a reply describes; `body` holds its payload's buffers, padded."""
     args: tuple[Any, ...] = ()
     if reply.payload is not None:
-        item.published, args = decoder.decode(reply.payload.head, body)
+        try:
+            item.published, args = decoder.decode(reply.payload.head, body)
+        except ProtocolError as problem:  # a class of the app raises when it is made again: the task's fault
+            return Outcome(Kind.FAILED, reply.task, problem, reply.busy_ns)
     kind = Kind(reply.kind)
     if kind is Kind.FAILED:
         assert reply.error is not None

@@ -23,6 +23,18 @@ if os.environ.get("DEEDS_PID", str(os.getpid())) != str(os.getpid()):
         os._exit(3)
 
 
+class Box:
+    """One without a width travels, and cannot be made again."""
+
+    def __init__(self, width):
+        if width <= 0:
+            raise ValueError("a box has a width")
+        self.width = width
+
+    def __reduce__(self):
+        return Box, (self.width,)
+
+
 def take():
     return True, ()
 
@@ -58,6 +70,10 @@ def do(deed, value):
         return True, (os.getpid(), state["sum"])
     if deed == "large":
         return True, (np.full(value, 7, np.uint8),)
+    if deed == "box":
+        box = Box(1)
+        box.width = value
+        return True, (box,)
     raise AssertionError(deed)
 
 
@@ -66,3 +82,4 @@ def show(*args):
 
 
 tasks = [take, do, show]
+payload_types = (Box,)

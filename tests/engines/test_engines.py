@@ -177,6 +177,24 @@ def test_filtered_failed_and_broken_units_are_told_apart(bench: Bench, caplog: p
     assert 'raise ValueError(f"cannot do {value}")' in caplog.text
 
 
+@pytest.mark.parametrize("name", REMOTE)
+def test_arguments_that_cannot_be_made_again_cost_their_item_and_no_other_gets_them(
+    name: str, make_bench: Make
+) -> None:
+    bench = make_bench(name, workers=1)
+    try:
+        lane = Lane()
+        lane.cost_ns = 1000  # so that the worker takes all of them at once
+        bench.send(("double", 0), ("box", 0), *[("double", number) for number in range(2, 6)], lane=lane)
+        first, box, *others = bench.wait(6)
+        assert [done.outcome.value[-1] for done in (first, *others)] == [0, 4, 6, 8, 10]
+        assert box.outcome.kind is Kind.FAILED
+        assert box.forbidden is None  # the app is to blame, not the device
+        assert "a box has a width" in TaskErrorLog(("take", "do", "show")).failed(box.outcome, "device", 1)
+    finally:
+        bench.engine.close()
+
+
 def test_costs_are_measured(bench: Bench) -> None:
     bench.send(*[("double", number) for number in range(20)])
     for done in bench.wait(20):
