@@ -255,8 +255,8 @@ class Reception:
             except OffloadError as error:
                 self._listener.refuse(connection, Refusal.BUSY, f"the results cannot be read: {error}", COME_BACK_S)
                 return
-            if books.watermark < hello.acked:  # nothing is kept here, or somebody removed it
-                books = SessionBooks(watermark=hello.acked)
+            if books.watermark < hello.acked:  # nothing is kept here, or somebody removed it, or restored a backup
+                books = replace(books, watermark=hello.acked)
             session = CloudSession(hello.device, hello.session, books, self._weights.get(hello.device, 1.0))
             self.sessions[key] = self._by_record[session.device, session.session] = session
             self._of_device[session.device][session] = None

@@ -51,6 +51,20 @@ def test_without_results_it_begins_where_the_device_says(make: Callable[..., Wor
     assert (found.completed, found.next_sequence) == (1, 71)
 
 
+def test_a_store_that_is_an_older_backup_goes_on_from_its_counts(make: Callable[..., World]) -> None:
+    world = make()
+    peer, _ = world.connect()
+    with peer:
+        peer.send(item(0, 2, 1, 1), ended(1), bye(2))
+        peer.until(Kind.FAREWELL)
+    peer, welcome = world.connect(acked=70)
+    with peer:
+        assert (welcome.totals.next_sequence, welcome.totals.completed) == (70, 1)
+        peer.send(item(70, 2, 1, 1))
+        found = totals(peer, 71)
+    assert (found.completed, found.dropped) == (2, {"overload": 1})
+
+
 def test_a_bye_that_forgets_items_is_an_error(make: Callable[..., World]) -> None:
     world = make()
     peer, _ = world.connect()

@@ -24,17 +24,15 @@ class Books:
 
     def learn(self, totals: Totals) -> int:
         """Enters what the cloud's books of this session hold that was not known. Returns how many items finished."""
-        told, self._told = self._told, totals
-        if totals.completed < told.completed or totals.filtered < told.filtered:
-            told = Totals()  # the cloud records nothing and has started anew: its books begin again
-        finished = totals.completed - told.completed + totals.filtered - told.filtered
-        self.completed += totals.completed - told.completed
-        self.filtered += totals.filtered - told.filtered
+        told, self._told = self._told, totals  # less than before: the cloud's books are those of a backup, or none
+        completed, filtered = max(0, totals.completed - told.completed), max(0, totals.filtered - told.filtered)
+        self.completed += completed
+        self.filtered += filtered
         for reason, count in totals.dropped.items():
             if count > told.dropped.get(reason, 0):
                 self.dropped[reason] += count - told.dropped.get(reason, 0)
         self.cloud_cpu_s += max(0, totals.cloud_cpu_us - told.cloud_cpu_us) / 1e6
-        return finished
+        return completed + filtered
 
     @property
     def finished(self) -> int:

@@ -46,6 +46,15 @@ def test_a_cloud_that_forgot_everything_counts_nothing_twice_and_takes_nothing_b
     assert (books.completed, books.filtered, dict(books.dropped)) == (9, 4, {"overload": 3})
 
 
+def test_a_cloud_whose_books_are_those_of_a_backup_counts_on_from_there() -> None:
+    books = Books()
+    books.learn(Totals(10, 6, 3, {"overload": 1}, 900))
+    assert books.learn(Totals(10, 4, 1, {}, 500)) == 0
+    assert books.learn(Totals(13, 6, 1, {"overload": 1}, 700)) == 2
+    assert (books.completed, books.filtered, dict(books.dropped)) == (8, 3, {"overload": 2})
+    assert books.cloud_cpu_s == 0.0011
+
+
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 5)), max_size=20))
 def test_steps_or_one_leap_lead_to_the_same(steps: list[tuple[int, int, int]]) -> None:
     books, completed, filtered, dropped = Books(), 0, 0, 0
