@@ -343,7 +343,9 @@ class Link:
             reason = error.strerror if isinstance(error, OSError) else "it cannot be a name"
             raise LinkError(f"the name {self._address[0]} is not known ({reason}); check HOST") from error
         problem: OSError | None = None
-        for family, kind, protocol, _, address in found:
+        for number, (family, kind, protocol, _, address) in enumerate(found):
+            now = self._clock()
+            ends_at = now + (deadline - now) / (len(found) - number)  # a silent one leaves time for the next
             try:
                 sock = socket.socket(family, kind, protocol)
             except OSError as error:  # a kernel without IPv6, say
@@ -354,14 +356,7 @@ class Link:
                 sock.setblocking(False)
                 code = sock.connect_ex(address)
                 if code == errno.EINPROGRESS:  # what fails at once, for want of a route, is not told again
-                    self._selector.register(sock, selectors.EVENT_WRITE)
-                    try:
-                        while not any(key.fileobj is sock for key, _ in self._selector.select(self._until(deadline))):
-                            self._check_abandoned()
-                            self._waker.drain()
-                    finally:
-                        self._selector.unregister(sock)
-                    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                    code = self._connected(sock, ends_at)
                 if not code:
                     return sock
                 problem = OSError(code, os.strerror(code))
@@ -374,7 +369,20 @@ class Link:
         assert problem is not None
         raise LinkError(f"{problem.strerror or problem}; is the server running, and its port open?") from problem
 
-    def _until(self, deadline: float, problem: str = "no answer; is the server running, and its port open?") -> float:
+    def _connected(self, sock: socket.socket, ends_at: float) -> int:
+        """Waits until a socket is connected. Returns 0, or the system's code for why it is not."""
+        self._selector.register(sock, selectors.EVENT_WRITE)
+        try:
+            while (left_s := ends_at - self._clock()) > 0:
+                if any(key.fileobj is sock for key, _ in self._selector.select(left_s)):
+                    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                self._check_abandoned()
+                self._waker.drain()
+            return errno.ETIMEDOUT
+        finally:
+            self._selector.unregister(sock)
+
+    def _until(self, deadline: float, problem: str) -> float:
         left = deadline - self._clock()
         if left <= 0:
             raise LinkError(problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import random
 import socket
@@ -367,6 +368,38 @@ def test_an_address_that_cannot_be_asked_is_passed_over(
     script.heard.wait_for("welcomes")
     assert script.heard.reasons == []
     assert link.error is None
+
+
+@pytest.fixture
+def hole() -> Iterator[tuple[str, int]]:
+    """An address that answers nothing, as behind a firewall: its queue of connections is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening, contextlib.ExitStack() as waiting:
+        for _ in range(4):
+            sock = waiting.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(listening.getsockname())
+        yield listening.getsockname()
+
+
+def test_an_address_that_is_silent_leaves_time_for_the_next(
+    script: Script, monkeypatch: pytest.MonkeyPatch, hole: tuple[str, int]
+) -> None:
+    real = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *asked, **more: [*real(*hole, **more), *real(*asked, **more)])
+    monkeypatch.setattr("task_offload.transport.link.CONNECT_TIMEOUT_S", 0.5)
+    script.link()
+    script.accept()
+
+
+def test_a_server_that_is_silent_is_asked_again(monkeypatch: pytest.MonkeyPatch, hole: tuple[str, int]) -> None:
+    monkeypatch.setattr("task_offload.transport.link.CONNECT_TIMEOUT_S", 0.1)
+    heard = Heard()
+    link = make_link(hole[1], heard)
+    link.start()
+    heard.wait_for("reasons", 2)
+    link.abandon()
+    assert link.join(PATIENCE_S)
+    assert heard.reasons[0] == "Connection timed out; is the server running, and its port open?"
 
 
 def test_a_device_without_a_network_says_so() -> None:
