@@ -147,9 +147,6 @@ class Hearer:
     def sent(self, size_bytes: int, busy_s: float) -> None:
         pass
 
-    def away(self, reason: str) -> None:
-        pass
-
 
 def receive_ours(pipe: Pipe, messages: int, arrays: int, tls: bool, folder: Path) -> Figures:
     acknowledger = Acknowledger(messages, pipe, server_context(load_or_make_certificate(folder)) if tls else None)

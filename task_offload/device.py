@@ -147,15 +147,15 @@ class OffloadRun(Run):
         self._newest = (config.overload or ("newest" if self.live else "block")) == "newest"
         earlier, self.session = self._sessions()
         address = (config.host, config.port)
-        self._emulator = LinkEmulator(config.emulate_link, address) if config.emulate_link else None
         self.link = Link(
-            self._emulator.address if self._emulator else address,
+            address,
             config.device_name,
             chain_spec(chain),
             partial(_find_token, config),
             [*earlier, self.session],
             self,
             config.use_tls,
+            connect_to=LinkEmulator(config.emulate_link, address).address if config.emulate_link else None,
         )
 
     def _sessions(self) -> tuple[list[DeviceSession], DeviceSession]:
@@ -458,6 +458,3 @@ class OffloadRun(Run):
 
     def sent(self, size_bytes: int, cpu_s: float) -> None:
         self.meters.sent(size_bytes, cpu_s)
-
-    def away(self, reason: str) -> None:
-        pass  # the link logs it; the route changes by itself

@@ -8,6 +8,7 @@ as on a real link. The relay never looks at a byte.
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -15,6 +16,8 @@ from collections import deque
 
 from task_offload.config import EmulatedLink
 from task_offload.transport.stream import tune
+
+log = logging.getLogger(__name__)
 
 CHUNK_S = 0.001  # what the link carries at a time: a TLS record takes several of them, as of a real link's packets
 LEAST_CHUNK_BYTES, MOST_CHUNK_BYTES = 2 * 1024, 16 * 1024
@@ -29,6 +32,7 @@ class LinkEmulator:
     def __init__(self, link: EmulatedLink, target: tuple[str, int]) -> None:
         self._link = link
         self._target = target
+        self._said = ""
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
         self.address: tuple[str, int] = self._listening.getsockname()[:2]
@@ -36,23 +40,28 @@ class LinkEmulator:
 
     def _accept(self) -> None:
         while True:
-            try:
-                device, _ = self._listening.accept()
-            except OSError:
-                return  # closed
+            device, _ = self._listening.accept()
             try:
                 cloud = socket.create_connection(self._target, timeout=10)
-            except OSError:
+            except (OSError, UnicodeError) as error:  # the latter of what cannot be a name
+                self._say(getattr(error, "strerror", None) or str(error))
                 device.close()
                 continue
+            self._said = ""
             cloud.settimeout(None)
             for sock in (device, cloud):
                 tune(sock)
             _Pipe(device, cloud, self._link.bytes_per_s, self._link.delay_s).start()
             _Pipe(cloud, device, None, self._link.delay_s).start()
 
-    def close(self) -> None:
-        self._listening.close()
+    def _say(self, reason: str) -> None:
+        """The device only hears that its connection is closed."""
+        if reason != self._said:
+            self._said = reason
+            log.warning(
+                "the emulated link does not reach %s:%d: %s; is the server running, and its port open?",
+                *self._target, reason,
+            )  # fmt: skip
 
 
 class _Pipe:
@@ -64,6 +73,7 @@ class _Pipe:
         self._bytes_per_s = bytes_per_s
         self._delay_s = delay_s
         self._flying: deque[tuple[float, bytes]] = deque()
+        self._broken = False  # the sink takes no more
         self._changed = threading.Condition()
         rate = bytes_per_s or 1e9
         self._chunk_bytes = min(max(int(rate * CHUNK_S), LEAST_CHUNK_BYTES), MOST_CHUNK_BYTES)
@@ -84,16 +94,19 @@ class _Pipe:
                     ready_at = max(ready_at, now - saved_s) + len(data) / self._bytes_per_s
                     if ready_at > now:
                         time.sleep(ready_at - now)
-                self._put(data)
+                if not self._put(data):
+                    return
                 asked_at = time.monotonic()
         self._put(b"")
 
-    def _put(self, data: bytes) -> None:
+    def _put(self, data: bytes) -> bool:
+        """Waits until the link takes the data. False if nobody takes it at the other end any more."""
         with self._changed:
-            while len(self._flying) >= self._most:
+            while len(self._flying) >= self._most and not self._broken:
                 self._changed.wait()
             self._flying.append((time.monotonic() + self._delay_s, data))
             self._changed.notify_all()
+            return not self._broken
 
     def _give(self) -> None:
         try:
@@ -109,7 +122,9 @@ class _Pipe:
                     break
                 self._sink.sendall(data)
         except OSError:
-            pass
+            with self._changed:
+                self._broken = True
+                self._changed.notify_all()
         with contextlib.suppress(OSError):
             self._sink.shutdown(socket.SHUT_WR)
         with contextlib.suppress(OSError):

@@ -74,9 +74,6 @@ class LinkEvents(Protocol):
     def sent(self, size_bytes: int, cpu_s: float) -> None:
         """So many bytes were handed to the system in so many CPU seconds."""
 
-    def away(self, reason: str) -> None:
-        """There is no connection any more, or still none."""
-
 
 class BusyTime:
     """How long something lasted in all, over all connections."""

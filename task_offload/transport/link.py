@@ -60,6 +60,7 @@ class Link:
         sessions: earlier sessions with something left, then the live one; the link ends after the last has left.
         events: who hears of it.
         window_items: a limit on unacknowledged items beside the cloud's, for measurements.
+        connect_to: where an emulated link to the address begins.
 
     Attributes:
         error: why the link ended for good, or None.
@@ -83,8 +84,10 @@ class Link:
         clock: Callable[[], float] = time.monotonic,
         unix_clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
+        connect_to: tuple[str, int] | None = None,
     ) -> None:
         self._address = address
+        self._connect_to = connect_to or address
         self._device = device
         self._chain = chain
         self._find_token = find_token
@@ -292,7 +295,6 @@ class Link:
         if reason not in self._said:
             self._said.add(reason)
             log.warning("no connection to %s:%d: %s; trying again until there is one", *self._address, reason)
-        self._events.away(reason)
 
     def _sleep(self, seconds: float) -> None:
         deadline = self._clock() + seconds
@@ -338,7 +340,7 @@ class Link:
 
     def _connect(self, deadline: float) -> socket.socket:
         try:
-            found = socket.getaddrinfo(*self._address, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(*self._connect_to, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:  # the latter of what cannot be a name: two dots in a row, say
             reason = error.strerror if isinstance(error, OSError) else "it cannot be a name"
             raise LinkError(f"the name {self._address[0]} is not known ({reason}); check HOST") from error

@@ -18,7 +18,7 @@ PATIENCE_S = 20.0
 
 
 class Heard:
-    """What the link told."""
+    """What the link told, and why it gave connections up."""
 
     def __init__(self) -> None:
         self.condition = threading.Condition()
@@ -49,7 +49,7 @@ class Heard:
     def sent(self, size_bytes: int, busy_s: float) -> None:
         self.sent_bytes += size_bytes
 
-    def away(self, reason: str) -> None:
+    def lost(self, reason: str) -> None:
         self.reasons.append(reason)
         self._tell()
 
@@ -59,11 +59,22 @@ class Heard:
             assert self.condition.wait_for(lambda: len(getattr(self, what)) >= times, PATIENCE_S), (what, self.__dict__)
 
 
-def make_link(port: int, heard: Heard, tls: bool = False, token: Token | None = None, **more: object) -> Link:
-    """A link to a port on loopback, not started. Its waits between connections are the shortest."""
+class _TellingLink(Link):
+    """A link that tells why it gave a connection up; others only log it."""
+
+    def _lost(self, session: DeviceSession, reason: str) -> None:
+        super()._lost(session, reason)
+        assert isinstance(self._events, Heard)
+        self._events.lost(reason)
+
+
+def make_link(
+    port: int, heard: Heard, tls: bool = False, token: Token | None = None, host: str = "127.0.0.1", **more: object
+) -> Link:
+    """A link to a port, not started. Its waits between connections are the shortest."""
     session = DeviceSession(bytes(range(16)))
-    return Link(
-        ("127.0.0.1", port), "device", CHAIN, lambda: token, [session], heard, tls, rng=_Shortest(), **more
+    return _TellingLink(
+        (host, port), "device", CHAIN, lambda: token, [session], heard, tls, rng=_Shortest(), **more
     )  # type: ignore[arg-type]  # fmt: skip
 
 

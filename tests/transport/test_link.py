@@ -404,8 +404,7 @@ def test_a_server_that_is_silent_is_asked_again(monkeypatch: pytest.MonkeyPatch,
 
 def test_a_device_without_a_network_says_so() -> None:
     heard = Heard()
-    link = make_link(1, heard)
-    link._address = ("255.255.255.255", 1)
+    link = make_link(1, heard, host="255.255.255.255")
     link.start()
     heard.wait_for("reasons")
     link.abandon()
@@ -413,10 +412,20 @@ def test_a_device_without_a_network_says_so() -> None:
     assert heard.reasons[0].startswith("Network is unreachable")
 
 
+def test_its_messages_name_the_server_and_not_where_an_emulated_link_to_it_begins(
+    script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = make_link(1, script.heard, connect_to=("127.0.0.1", script.port))
+    script.links.append(link)
+    link.start()
+    script.accept().socket.close()
+    script.heard.wait_for("reasons")
+    assert f"no connection to 127.0.0.1:1: {script.heard.reasons[0]}" in caplog.text
+
+
 def test_a_host_that_cannot_be_a_name_is_one_clear_line() -> None:
     heard = Heard()
-    link = make_link(1, heard)
-    link._address = ("cloud..example", 1)
+    link = make_link(1, heard, host="cloud..example")
     link.start()
     heard.wait_for("reasons")
     link.abandon()
