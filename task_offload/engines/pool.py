@@ -11,7 +11,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from time import perf_counter_ns
+from time import monotonic, perf_counter_ns
 
 from task_offload.engines.base import (
     Done,
@@ -32,7 +32,7 @@ BATCH_NS = 1_000_000
 LOOK_S = 0.25  # between looks for units that take too long
 TRIES = 2  # of a unit whose worker dies
 RESTART_PAUSE_S = 1.0  # between attempts to start a worker
-CLOSE_S = 1.0  # for a worker to end what it is at
+CLOSE_S = 1.0  # for the workers to end what they are at
 
 
 class Pool:
@@ -118,11 +118,8 @@ class Pool:
         with self._lock:
             for slot in self._slots:
                 slot.queue.ready.notify_all()
-        for slot in self._slots:
-            slot.thread.join(CLOSE_S)
-        for slot in self._slots:
-            if slot.thread.is_alive() and slot.worker.kill():
-                slot.thread.join(CLOSE_S)
+        _join(self._slots)
+        _join([slot for slot in self._slots if slot.thread.is_alive() and slot.worker.kill()])
         self._watcher.join()
 
     def _place(self, lane: Lane) -> int:
@@ -323,6 +320,13 @@ class _Slot:
             units = list(self.units)
             self.units.clear()
             return units
+
+
+def _join(slots: Sequence[_Slot]) -> None:
+    """Waits for the threads of slots, `CLOSE_S` for all of them together."""
+    ends_at = monotonic() + CLOSE_S
+    for slot in slots:
+        slot.thread.join(max(0.0, ends_at - monotonic()))
 
 
 def _failed(unit: Unit, error: Exception) -> Done:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -137,6 +138,42 @@ def test_a_bug_in_a_worker_costs_a_retry_and_not_the_worker(caplog: pytest.LogCa
         assert "nobody thought of this" in caplog.text
     finally:
         pool.close()
+
+
+class Hanging(Obedient):
+    """A worker that nothing ends, whatever `kill` says."""
+
+    def __init__(self, killed: bool, let_go: threading.Event) -> None:
+        super().__init__(Counter())
+        self.hangs = threading.Event()
+        self._killed = killed
+        self._let_go = let_go
+
+    def run(self, units: Sequence[Unit]) -> Iterator[Done]:
+        self.hangs.set()
+        self._let_go.wait(PATIENCE_S)
+        yield from super().run(units)
+
+    def kill(self) -> bool:
+        return self._killed
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_many_workers_that_hang_hold_the_end_up_no_longer_than_one(
+    killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("task_offload.engines.pool.CLOSE_S", 0.1)
+    let_go = threading.Event()
+    workers = [Hanging(killed, let_go) for _ in range(20)]
+    pool = pool_of(*workers, ended=Ended())
+    try:
+        pool.submit([unit(number) for number in range(20)])
+        assert all(worker.hangs.wait(PATIENCE_S) for worker in workers)
+        began = time.monotonic()
+        pool.close()
+        assert time.monotonic() - began < 1.0  # one after the other, they would take 2
+    finally:
+        let_go.set()
 
 
 @pytest.mark.parametrize("stateful", [False, True])
