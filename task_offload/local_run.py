@@ -32,12 +32,12 @@ class LocalRun(Run):
         session = os.urandom(16).hex()
         books = self.books
         self.watchdog.ready()
+        self.watchdog.beat_always()  # a sensor may yield nothing for hours
         self.say(f"running all {tasks} tasks of {config.app} on this device; Ctrl-C ends it")
         while not self.signals.count and (config.items is None or books.captured < config.items):
             now = time.monotonic()
             if self.window_due(now):
                 self.end_window(now, books.finished)
-                self.watchdog.beat()
             if config.duration_s is not None and now - self.began_at >= config.duration_s:
                 break
             if pace_s is not None:

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.apps import expected_of_counter
-from tests.support.processes import ROOT, Device, Lab, Row, Server, check_order
+from tests.support.processes import PATIENCE_S, ROOT, Device, Lab, Row, Server, check_order
 
 pytestmark = pytest.mark.timeout(180)  # processes take their time on a busy machine
 COUNT = 60
@@ -50,6 +50,18 @@ def test_local_only_needs_no_server(lab: Lab) -> None:
     assert report["splits"] == {"5": 60}
     assert "60 items captured = 40 completed + 20 filtered + 0 dropped" in device.out
     assert device.err == ""
+
+
+def test_a_quiet_sensor_is_no_reason_for_systemd_to_restart_a_local_run(lab: Lab) -> None:
+    gate = lab.gate("sensor")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(lab.folder / "notify"))
+        systemd.settimeout(PATIENCE_S)
+        env = {"CAPTURE_GATE": str(gate.path), "NOTIFY_SOCKET": str(lab.folder / "notify"), "WATCHDOG_USEC": "100000"}
+        device = lab.device("counter", env=env)
+        assert [systemd.recv(100) for _ in range(4)] == [b"READY=1", *[b"WATCHDOG=1"] * 3]
+        gate.close()
+        device.finish()
 
 
 def test_every_split_gives_the_same_results(lab: Lab) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,7 +24,6 @@ class Watchdog:
     def __init__(self, environ: Mapping[str, str] = os.environ, clock: Callable[[], float] = time.monotonic) -> None:
         path = environ.get("NOTIFY_SOCKET", "")
         self._address = "\0" + path[1:] if path.startswith("@") else path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if path else None
         timeout_us = environ.get("WATCHDOG_USEC", "")
         meant_for_us = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         self._interval_s = int(timeout_us) / 2e6 if timeout_us.isdecimal() and meant_for_us else None
@@ -34,26 +34,28 @@ class Watchdog:
         """The service is set up and works; `systemctl start` returns now."""
         self._send("READY=1")
 
-    def status(self, text: str) -> None:
-        """One line for `systemctl status`."""
-        self._send("STATUS=" + " ".join(text.split()))
-
     def beat(self) -> None:
         """The main loop is alive. Call it in every pass: it sends at half of WatchdogSec only, and is cheap."""
         if self._interval_s is not None and self._clock() - self._beat_s >= self._interval_s:
             self._beat_s = self._clock()
             self._send("WATCHDOG=1")
 
+    def beat_always(self) -> None:
+        """Beats from a thread of its own from now on, for a main thread that waits in tasks."""
+        if self._address and self._interval_s:
+            threading.Thread(target=self._beat_always, args=(self._interval_s,), name="watchdog", daemon=True).start()
+
+    def _beat_always(self, interval_s: float) -> None:
+        while True:
+            self.beat()
+            time.sleep(interval_s)
+
     def stopping(self) -> None:
         """The service drains and ends. Go on with `beat` while it does."""
         self._send("STOPPING=1")
 
-    def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
     def _send(self, message: str) -> None:
-        if self._socket is not None:
-            with suppress(OSError):  # systemd is busy or gone, and the main loop must not wait for it
-                self._socket.sendto(message.encode(), socket.MSG_DONTWAIT, self._address)
+        if self._address:
+            with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                # systemd may be busy or gone, and the main loop must not wait for it.
+                sock.sendto(message.encode(), socket.MSG_DONTWAIT, self._address)
