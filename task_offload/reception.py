@@ -426,10 +426,10 @@ class Reception:
         waiting = sum(each.unfinished for each in self.sessions.values())
         self._capacity.measure(now, waiting, self._recorded_items)
         shares = self._shares.measure(
-            {id(each): (each.costs, each.lane.weight) for each in self.sessions.values()}, now
+            {each.lane.number: (each.costs, each.lane.weight) for each in self.sessions.values()}, now
         )
         for session in list(self.sessions.values()):
-            session.shares = shares[id(session)]
+            session.shares = shares[session.lane.number]
             if session.connection is not None:
                 self._tell_costs(session, session.connection, now, LEFT_COSTS_S)
                 if session.connection.paused:  # for what others have sent, or an earlier session of its own

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from task_offload.observe.cloud_costs import Shares
 from task_offload.reception import (
     COSTS_EVERY_S,
     FORGET_AFTER_S,
@@ -144,6 +146,28 @@ def test_a_device_has_the_weight_that_it_was_given(make: Callable[..., World]) -
     with door, yard:
         weights = {each.device: each.lane.weight for each in world.cloud.reception.sessions.values()}
     assert weights == {"door": 4.0, "yard": 1.0}
+
+
+def test_busy_time_is_known_by_a_number_that_no_other_session_ever_has(
+    make: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object's id is another's as soon as the object has gone."""
+    measured: list[set[int]] = []
+    measure = Shares.measure
+
+    def told(self: Shares, sessions: Mapping[int, Any], now_s: float) -> Any:
+        measured.append(set(sessions))
+        return measure(self, sessions, now_s)
+
+    monkeypatch.setattr(Shares, "measure", told)
+    world = make()
+    peer, _ = world.connect()
+    with peer:
+        before = len(measured)
+        world.now += 1.0
+        while len(measured) == before:
+            pass_by(world)
+        assert world.cloud.reception.sessions["device", SESSION].lane.number in measured[-1]
 
 
 def test_costs_are_told_with_an_ack_where_they_are_due(make: Callable[..., World]) -> None:
