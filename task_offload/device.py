@@ -16,7 +16,7 @@ from typing import Any
 from task_offload.agreement import chain_spec
 from task_offload.config import DeviceConfig
 from task_offload.emulated_cpu import EmulatedCpu
-from task_offload.errors import ConfigError
+from task_offload.errors import ConfigError, LinkError
 from task_offload.local_run import LocalRun
 from task_offload.observe.load import DelayMeter
 from task_offload.pipeline import Pipeline
@@ -136,6 +136,7 @@ class OffloadRun(Run):
         self._most_inside = math.inf
         self._draining = False
         self._welcomed = threading.Event()
+        self._absent: LinkError | None = None  # no server was found in time
         self._taken_up: set[bytes] = set()  # sessions, earlier ones included
         self._link_busy_before = self._full_before = 0.0
         self._cpu_before_s = 0.0
@@ -237,11 +238,19 @@ class OffloadRun(Run):
     def _wait_for_server(self) -> bool:
         """A device that starts before its server waits for it, unless it has a spool to fill meanwhile.
 
-        False if the user stopped it, or it was refused.
+        False if the user stopped it, it was refused, or its time is over.
         """
+        config = self.config
         if self.spool is not None:
             return True
+        ends_at = time.monotonic() + (config.duration_s or math.inf)
         while not self._welcomed.is_set() and not self.link.ended and not self.signals.count:
+            if self.link.problem and time.monotonic() >= ends_at:  # a first attempt may take its time
+                self._absent = LinkError(
+                    f"no server at {config.host}:{config.port} in the {config.duration_s:g} s of --duration "
+                    f"({self.link.problem}); with --spool DIR a device begins without one"
+                )
+                return False
             self.watchdog.beat()
             self._welcomed.wait(0.1)
         return self._welcomed.is_set()
@@ -377,7 +386,7 @@ class OffloadRun(Run):
                 "cloud_cpu_s": round(books.cloud_cpu_s, 6),
                 "reconnects": self.link.connections - len(self._taken_up),
             },
-            pipeline.error or self.link.error,
+            pipeline.error or self.link.error or self._absent,
         )
 
     # -- for the pipeline -------------------------------------------------------------------------------------------

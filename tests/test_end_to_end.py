@@ -251,6 +251,17 @@ def test_items_ends_the_stream(lab: Lab, shared: Server) -> None:
     assert lab.device("counter", "--items", "7").finish()["items"]["captured"] == 7
 
 
+def test_duration_ends_the_wait_for_a_server(lab: Lab) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    device = lab.device("counter", "2", "--no-tls", "--duration", "0.3", port=port)
+    assert device.finish(1)["items"]["captured"] == 0
+    assert device.err.splitlines()[-1] == (
+        f"iot_client_coordinator.py: no server at 127.0.0.1:{port} in the 0.3 s of --duration (Connection refused; "
+        "is the server running, and its port open?); with --spool DIR a device begins without one"
+    )
+
+
 def test_duration_ends_the_stream(lab: Lab, shared: Server) -> None:
     devices = [
         lab.device("counter", "2", "--no-tls", "--duration", "0.4", port=shared.port, name="short"),

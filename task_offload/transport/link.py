@@ -64,6 +64,7 @@ class Link:
 
     Attributes:
         error: why the link ended for good, or None.
+        problem: why the last connection could not be made, or was lost; empty before there is one.
         condition: guards the outboxes; notified when there may be room, or when the link ends.
         ended: the link's thread has ended, or ends.
         connections: how often a session was taken up.
@@ -101,6 +102,7 @@ class Link:
         self._lock = threading.RLock()
         self.condition = threading.Condition(self._lock)  # its own `with` costs two Python calls; the lock's does not
         self.error: OffloadError | None = None
+        self.problem = ""
         self.ended = False
         self.connections = 0
         self.away_s = 0.0
@@ -285,6 +287,7 @@ class Link:
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     def _lost(self, session: DeviceSession, reason: str) -> None:
+        self.problem = reason
         with self.condition:
             session.outbox.rewind()
             if self.away_since is None:
