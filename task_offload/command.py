@@ -48,6 +48,8 @@ def _command(program: str, work: Callable[[Sequence[str] | None], int], argv: Se
 
 def _device(argv: Sequence[str] | None) -> int:
     config = parse_device(argv)
+    if config.note:
+        print(f"iot_client_coordinator.py: {config.note}", file=sys.stderr, flush=True)
     if config.demo:
         from task_offload.demo import run_demo
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from task_offload.errors import ConfigError
+from task_offload.transport.tokens import check_device_name
 
 DEFAULT_APP = "ball_tracking_example.taskified"
 DEFAULT_PORT = 8089
@@ -22,7 +23,14 @@ PICTURE_QUALITY = 90
 DRAIN_S = 5.0
 TASK_TIMEOUT_S = 30.0
 WEIGHTS = (0.01, 100.0)  # the least and the most: nobody is to be shut out by another's
+MOST_NUMBER = 1e9  # of what has no other limit: a few times more seconds than this, and Python's waits fail
 MOST_WORKERS = 1024  # more than one a core only helps tasks that wait for something
+
+IDLE_WITHOUT_SPLIT = (
+    "--host", "--port", "--overload", "--codec", "--picture-quality", "--max-latency", "--spool", "--spool-limit",
+    "--emulate-link", "--no-tls",
+)  # fmt: skip
+IDLE_IN_DEMO = ("--host", "--port", "--spool")
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class DeviceConfig:
     report: Path | None = None
     demo: bool = False
     profile: bool = False
+    note: str = ""  # what to tell of the options
 
     @property
     def mode(self) -> Literal["local", "manual", "auto"]:
@@ -101,6 +110,7 @@ class _Options:
     def __init__(self, parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
         self._parser = parser
         self._environ = environ
+        self._actions: list[argparse.Action] = []
 
     def add(
         self, flag: str, convert: Callable[[str], Any], default: Any, text: str, env: str | None = None, **more: Any
@@ -112,10 +122,16 @@ class _Options:
                     default = convert(self._environ[env])
                 except (argparse.ArgumentTypeError, ValueError) as error:
                     raise ConfigError(f"environment variable {env}: {error}") from error
-        self._parser.add_argument(flag, type=convert, default=default, help=text, **more)
+        self._actions.append(self._parser.add_argument(flag, type=convert, default=default, help=text, **more))
 
     def flag(self, flag: str, text: str, **more: Any) -> None:
-        self._parser.add_argument(flag, action="store_true", help=text, **more)
+        self._actions.append(self._parser.add_argument(flag, action="store_true", help=text, **more))
+
+    def on(self, argv: Sequence[str] | None) -> list[str]:
+        """The options that stand on a command line, without those that only the environment sets."""
+        unset = argparse.Namespace(**{action.dest: None for action in self._actions})
+        found = vars(self._parser.parse_args(argv, unset))
+        return [action.option_strings[0] for action in self._actions if found[action.dest] is not None]
 
 
 def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> DeviceConfig:
@@ -235,6 +251,11 @@ def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] |
         raise ConfigError(
             "a split needs a server: set HOST to its address, as in  export HOST=203.0.113.7  or give --host"
         )
+    note = ""
+    if given.demo:
+        note = _idle("--demo starts its own server", options.on(argv), IDLE_IN_DEMO)
+    elif given.split is None and not given.profile:
+        note = _idle("without SPLIT every task runs here", options.on(argv), IDLE_WITHOUT_SPLIT)
     return DeviceConfig(
         split=given.split,
         target_fps=given.target_fps,
@@ -259,6 +280,7 @@ def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] |
         report=given.report,
         demo=given.demo,
         profile=given.profile,
+        note=note,
     )
 
 
@@ -402,8 +424,10 @@ def _number(above: float, zero: bool = False) -> Callable[[str], float]:
             value = float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-        if not (above < value < float("inf") or (zero and value == 0)):
+        if not (above < value or (zero and value == 0)):
             raise argparse.ArgumentTypeError(f"{text} is not {'0 or more' if zero else f'greater than {above:g}'}")
+        if value > MOST_NUMBER:
+            raise argparse.ArgumentTypeError(f"{text} is more than {MOST_NUMBER:,.0f}")
         return value
 
     return convert
@@ -450,7 +474,10 @@ def _weight(text: str) -> tuple[str, float]:
         weight = 0.0
     if not name or not least <= weight <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is not a device's name, =, and a weight of {least:g} to {most:g}")
-    return name, weight
+    try:
+        return check_device_name(name), weight
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _codec(text: str) -> str:
@@ -473,10 +500,19 @@ def _size(text: str) -> int:
 
 def _link(text: str) -> EmulatedLink:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmg])bit(?:,(\d+(?:\.\d+)?)ms)?", text, re.IGNORECASE)
-    if not match or float(match[1]) <= 0:
+    if not match or not 0 < float(match[1]) <= MOST_NUMBER or float(match[3] or 0) > MOST_NUMBER:
         raise argparse.ArgumentTypeError(f"{text!r} is not a rate such as 20mbit, or with a delay 20mbit,15ms")
     bits = float(match[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[match[2].lower()]
     return EmulatedLink(bits / 8, float(match[3] or 0) / 1000)
+
+
+def _idle(why: str, given: Sequence[str], idle: Sequence[str]) -> str:
+    """A line that names the options that were given and do nothing; empty if there are none."""
+    flags = [flag for flag in given if flag in idle]
+    if not flags:
+        return ""
+    names = " and ".join(filter(None, (", ".join(flags[:-1]), flags[-1])))
+    return f"{why}, so {names} {'does' if len(flags) == 1 else 'do'} nothing"
 
 
 def _host_name() -> str:

@@ -44,13 +44,17 @@ def one_line(capsys: pytest.CaptureFixture[str], program: str) -> str:
         (["2", "0", *AT], "0 is not greater than 0"),
         (["2", "-3", *AT], "-3"),
         (["2", "nan", *AT], "nan is not greater than 0"),
-        (["2", "inf", *AT], "inf is not greater than 0"),
+        (["2", "inf", *AT], "inf is more than 1,000,000,000"),
         (["2", "fast", *AT], "'fast' is not a number"),
         (["2", "17", "3", *AT], "unrecognized arguments: 3"),
         (["--nothing"], "unrecognized arguments: --nothing"),
         (["--items", "0"], "0 is not 1 or more"),
         (["--duration", "0"], "0 is not greater than 0"),
         (["--drain", "-1"], "-1 is not 0 or more"),
+        (["--duration", "1e12"], "1e12 is more than 1,000,000,000"),
+        (["--drain", "1e12"], "1e12 is more than 1,000,000,000"),
+        (["--emulate-cpu", "1e12"], "1e12 is more than 1,000,000,000"),
+        (["--emulate-link", "20mbit,1000000000001ms"], "is not a rate such as"),
         (["--overload", "drop"], "'drop' is not one of block, newest"),
         (["--codec", "zip"], "'zip' is not one of auto, none, lz4, zstd, jpeg:QUALITY"),
         (["--codec", "jpeg:101"], "with a quality of 1 to 100"),
@@ -96,6 +100,10 @@ def test_a_device_that_cannot_start(argv: list[str], says: str, capsys: pytest.C
         (["--port", "x"], "'x' is not a whole number"),
         (["--workers", "0"], "0 is not 1 to 1024"),
         (["--keep", "0"], "0 is not greater than 0"),
+        (["--drain", "1e12"], "1e12 is more than 1,000,000,000"),
+        (["--task-timeout", "1e12"], "1e12 is more than 1,000,000,000"),
+        (["--keep", "1e12"], "1e12 is more than 1,000,000,000"),
+        (["--weight", "gar/den=3"], "device name 'gar/den': use letters, digits, dot, dash, underscore and space only"),
         (["--app", "no_such_app"], "there is no module of this name"),
         (["--no-tls"], "0.0.0.0 is not a loopback address"),
         (["--no-tls", "--host", "127.0.0.1", "--results", "oracle:x"], "--results oracle:x: give"),
@@ -208,6 +216,32 @@ def test_a_devices_options() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("argv", "note"),
+    [
+        ([], ""),
+        (["--spool", "s"], "without SPLIT every task runs here, so --spool does nothing"),
+        (
+            ["--no-tls", "--host=h", "--codec", "auto", "--items", "3"],
+            "without SPLIT every task runs here, so --host, --codec and --no-tls do nothing",
+        ),
+        (["2", "--host", "h", "--spool", "s"], ""),
+        (["--profile", "--emulate-link", "20mbit"], ""),
+        (["--demo", "--emulate-link", "20mbit"], ""),
+        (["--demo", "--port", "8089", "--host", "h"], "--demo starts its own server, so --host and --port do nothing"),
+    ],
+)
+def test_options_that_do_nothing_are_named_where_the_user_gave_them(argv: list[str], note: str) -> None:
+    """A service's environment is the same for all modes."""
+    assert parse_device(argv, {"OFFLOAD_SPOOL": "s", "HOST": "h", "PORT": "5"}).note == note
+
+
+def test_what_does_nothing_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert device_command(["--port", "5", "--app", SOURCE, "--source", "gone"]) == 1
+    said, _ = capsys.readouterr().err.splitlines()
+    assert said == "iot_client_coordinator.py: without SPLIT every task runs here, so --port does nothing"
+
+
 def test_a_devices_environment_and_that_the_command_line_wins() -> None:
     environ = {
         "HOST": "h", "PORT": "77", "OFFLOAD_APP": "an.app", "OFFLOAD_SOURCE": "cam", "OFFLOAD_DEVICE_NAME": "pi",
@@ -241,17 +275,18 @@ def test_what_a_server_does_by_default() -> None:
 def test_a_servers_options_and_environment() -> None:
     environ = {
         "PORT": "5", "OFFLOAD_RESULTS": "sqlite:a jsonl:b", "OFFLOAD_KEEP": "30", "OFFLOAD_STATE_DIR": "st",
-        "OFFLOAD_LISTEN": "::1", "OFFLOAD_WORKERS": "3", "HOST": "ignored", "OFFLOAD_WEIGHTS": "door=4 a=b=0.5",
+        "OFFLOAD_LISTEN": "::1", "OFFLOAD_WORKERS": "3", "HOST": "ignored", "OFFLOAD_WEIGHTS": "door=4 a-b=0.5",
     }  # fmt: skip
     config = parse_cloud([], environ)
     assert (config.host, config.port, config.workers) == ("::1", 5, 3)
     assert config.results == ("sqlite:a", "jsonl:b")
     assert (config.keep_days, config.state_dir) == (30.0, Path("st"))
-    assert config.weights == {"door": 4.0, "a=b": 0.5}
+    assert config.weights == {"door": 4.0, "a-b": 0.5}
     given = parse_cloud(["--results", "none", "--host", "127.0.0.1", "--enroll", "pi", "--drain", "0"], environ)
     assert (given.results, given.host, given.enroll, given.drain_s) == (("none",), "127.0.0.1", "pi", 0.0)
     assert isinstance(given, CloudConfig)
     assert parse_cloud(["--weight", "x=2", "--weight", "y=3"], environ).weights == {"x": 2.0, "y": 3.0}
+    assert parse_cloud(["--weight", "ku\u0308che=2"], {}).weights == {"k\u00fcche": 2.0}
 
 
 @pytest.mark.parametrize("text", ["door", "door=", "=2", "door=0", "door=nan", "door=1000"])
