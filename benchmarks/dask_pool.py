@@ -96,7 +96,7 @@ class Engine:
     def run(self, split: int, seconds: float) -> float:
         from task_offload.engines.base import Unit
         from task_offload.task import Item
-        from task_offload.wire.outbox import padded_body
+        from task_offload.wire.codec import padded_body
 
         payloads = [
             (payload.head, bytearray(b"".join(padded_body(payload))))

@@ -19,9 +19,8 @@ from multiprocessing.connection import Connection as Pipe
 from benchmarks.harness import calls
 from task_offload.agreement import chain_spec
 from task_offload.task import load_app
-from task_offload.wire.codec import Payload
+from task_offload.wire.codec import Payload, padded_body
 from task_offload.wire.messages import FRAME, ITEM, PING, ChainSpec, Hello, Kind, Refusal, RefusalMessage, Welcome, bye
-from task_offload.wire.outbox import padded_body
 
 HEARTBEAT_S = 1.5
 SEND_BYTES = 256 * 1024

@@ -64,7 +64,7 @@ def payload_parser() -> Parser:
 
     from task_offload.picture import Picture
     from task_offload.wire import compression
-    from task_offload.wire.codec import Decoder, Encoder, PayloadLimits
+    from task_offload.wire.codec import Decoder, Encoder, PayloadLimits, padded_body
 
     @dataclass
     class Circle:
@@ -96,7 +96,7 @@ def payload_parser() -> Parser:
         encoder = Encoder(types, codec=codec, limits=limits)
         for item in items:
             payload = encoder.encode(item)
-            body = b"".join(bytes(each) + bytes(-len(each) % 64) for each in payload.buffers)
+            body = b"".join(padded_body(payload))
             corpus.append(len(payload.head).to_bytes(4, "little") + payload.head + body)
 
     def parse(data: bytes) -> None:

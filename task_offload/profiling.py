@@ -26,8 +26,7 @@ from task_offload.scheduling.estimates import Estimates
 from task_offload.scheduling.mix import PROBE_SPACING
 from task_offload.scheduling.observation import Decision, Observation, Route
 from task_offload.task import Chain, Item, load_app
-from task_offload.wire.codec import BODY_ALIGNMENT, Decoder, Encoder
-from task_offload.wire.codec import Payload as WirePayload
+from task_offload.wire.codec import Decoder, Encoder, padded_body
 from task_offload.wire.compression import available_codecs
 
 LOCAL_ITEMS = 100
@@ -141,19 +140,11 @@ def _measure_payload(
     except PayloadError:
         return  # this split is not possible for this item; a run would drop it
     encoded = perf_counter()
-    body = _body(payload)
+    body = memoryview(bytearray().join(padded_body(payload)))
     decoding = perf_counter()
     decoder.decode(payload.head, body)
     for each, value in zip(sums, (payload.size_bytes, encoded - started, perf_counter() - decoding), strict=True):
         each.add(value)
-
-
-def _body(payload: WirePayload) -> memoryview:
-    body = bytearray()
-    for buffer in payload.buffers:
-        body += buffer
-        body += bytes(-len(buffer) % BODY_ALIGNMENT)
-    return memoryview(body)
 
 
 class _Visitor:

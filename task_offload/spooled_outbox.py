@@ -12,9 +12,9 @@ import struct
 
 from task_offload.errors import StoreError
 from task_offload.spool import DiskSpool, SpoolReader
-from task_offload.wire.codec import Payload
+from task_offload.wire.codec import Payload, padded_body
 from task_offload.wire.messages import MOST_IN_RANGE, Ending
-from task_offload.wire.outbox import Acked, Entry, Outbox, padded_body
+from task_offload.wire.outbox import Acked, Entry, Outbox
 
 log = logging.getLogger(__name__)
 

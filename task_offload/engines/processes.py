@@ -22,7 +22,7 @@ from task_offload.engines.base import Done, Lane, TaskTimeoutError, Unit, Worker
 from task_offload.engines.remote import Call, NearSide, RemoteRunner, without_buffers
 from task_offload.errors import AppError, OffloadError
 from task_offload.task import Chain
-from task_offload.wire.codec import BODY_ALIGNMENT
+from task_offload.wire.codec import padded_body
 from task_offload.wire.memory import MemoryPool
 
 FIRST_BYTES = 1024 * 1024
@@ -83,7 +83,7 @@ class ProcessWorker:
         self._killed = False
         sent_ns = perf_counter_ns()
         try:
-            name, places = self._there.put([() if unit.body is None else (unit.body,) for unit in away])
+            name, places = self._there.put([unit.body or b"" for unit in away])
             calls = [(Call.of(unit), *place) for unit, place in zip(away, places, strict=True)]
             try:
                 self._pipe.send((name, calls))
@@ -175,20 +175,20 @@ class Region:
         self._at = 0
         self._old: list[SharedMemory] = []
 
-    def put(self, bodies: Sequence[Sequence[memoryview]]) -> tuple[str, list[tuple[int, int]]]:
-        """Copies bodies in, at its beginning, the parts of each padded as the wire demands.
+    def put(self, bodies: Sequence[bytes | memoryview]) -> tuple[str, list[tuple[int, int]]]:
+        """Copies bodies in, at its beginning.
 
         Returns:
             the memory's name, and where each body begins and ends in it.
         """
         self.clear()
-        self._reserve(sum(_padded(len(part)) for parts in bodies for part in parts))
-        places = [self._copy(parts) for parts in bodies]
+        self._reserve(sum(map(len, bodies)))
+        places = [self._copy([body]) for body in bodies]
         return self._name, places
 
-    def add(self, parts: Sequence[memoryview]) -> tuple[str, int, int]:
-        """Copies one body in, behind what is there. Returns the memory's name, and where it begins and ends."""
-        self._reserve(sum(_padded(len(part)) for part in parts))
+    def add(self, parts: Sequence[bytes | memoryview]) -> tuple[str, int, int]:
+        """Copies a body's parts in, behind what is there. Returns the memory's name, and where it begins and ends."""
+        self._reserve(sum(map(len, parts)))
         begin, end = self._copy(parts)
         return self._name, begin, end
 
@@ -217,7 +217,7 @@ class Region:
         self._memory = SharedMemory(create=True, size=max(FIRST_BYTES, size_bytes))
         self._at = 0
 
-    def _copy(self, parts: Sequence[memoryview]) -> tuple[int, int]:
+    def _copy(self, parts: Sequence[bytes | memoryview]) -> tuple[int, int]:
         begin = self._at
         if self._memory is not None:
             buffer = self._memory.buf
@@ -225,8 +225,7 @@ class Region:
             for part in parts:
                 end = self._at + len(part)
                 buffer[self._at : end] = part
-                self._at += _padded(len(part))
-                buffer[end : self._at] = bytes(self._at - end)
+                self._at = end
         return begin, self._at
 
 
@@ -245,10 +244,6 @@ def copied(region: SharedMemory, begin: int, end: int, memory: MemoryPool) -> me
     copy = memory.take(end - begin)
     copy[:] = buffer[begin:end]
     return copy
-
-
-def _padded(size_bytes: int) -> int:
-    return size_bytes + -size_bytes % BODY_ALIGNMENT
 
 
 # --- the worker's process -----------------------------------------------------------------------------------------
@@ -285,7 +280,7 @@ def _serve(pipe: Connection, life: Connection, app: str) -> None:
                 body = copied(there, begin, end, memory) if begin < end and there is not None else memoryview(b"")
                 reply = runner.run(call, body)
                 payload = reply.payload
-                place = back.add(payload.buffers if payload is not None else ())
+                place = back.add(padded_body(payload) if payload is not None else ())
                 pipe.send((without_buffers(reply), *place))
                 del body, reply, payload
     except (EOFError, OSError):

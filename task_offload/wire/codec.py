@@ -21,7 +21,7 @@ from task_offload.wire.arrays import Array, Encoding, Shape
 from task_offload.wire.objects import PayloadTypes
 from task_offload.wire.payload_limits import PayloadLimits
 
-__all__ = ["Decoder", "Encoder", "Payload", "PayloadLimits", "decompressed"]
+__all__ = ["Decoder", "Encoder", "Payload", "PayloadLimits", "decompressed", "padded_body"]
 
 _HEAD = struct.Struct("<II")  # arrays, size of the small arrays' bytes
 _ARRAY = struct.Struct("<BBBBQ")  # encoding, place, dimensions, length of the dtype's name, size of the bytes
@@ -58,6 +58,16 @@ class Payload(NamedTuple):
     head: bytes
     buffers: tuple[memoryview, ...]
     size_bytes: int
+
+
+def padded_body(payload: Payload) -> list[bytes | memoryview]:
+    """A payload's buffers, each padded as the body demands."""
+    body: list[bytes | memoryview] = []
+    for buffer in payload.buffers:
+        body.append(buffer)
+        if padding := -len(buffer) % BODY_ALIGNMENT:
+            body.append(bytes(padding))
+    return body
 
 
 class Encoder:
@@ -244,7 +254,7 @@ def decompressed(payload: Payload, encodings: Collection[int]) -> Payload:
         entries, small_begin, pickle_begin = _read_table(payload.head, DEFAULT_LIMITS)
         if not any(entry[0] in encodings for entry in entries):
             return payload
-        body = b"".join(part for each in payload.buffers for part in (each, bytes(-each.nbytes % BODY_ALIGNMENT)))
+        body = b"".join(padded_body(payload))
         regions = (
             _Region(memoryview(payload.head)[small_begin:pickle_begin], _HEAD_ALIGNMENT),
             _Region(memoryview(body), BODY_ALIGNMENT),

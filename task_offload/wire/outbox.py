@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from task_offload.wire.codec import BODY_ALIGNMENT, Payload
+from task_offload.wire.codec import Payload, padded_body
 from task_offload.wire.messages import MOST_IN_RANGE, Ending, EndingRange, item_prefix
 
 OVERHEAD_BYTES = 512  # what an entry costs beside its payload, so that empty ones count too
@@ -95,16 +95,6 @@ class Entry:
         head_bytes = len(head)
         prefix = item_prefix(self.sequence, age_us, self.split, self.tag, head_bytes, size_bytes - head_bytes)
         return [prefix + head, *padded_body(payload)]
-
-
-def padded_body(payload: Payload) -> list[bytes | memoryview]:
-    """A payload's buffers, each padded as the body demands."""
-    body: list[bytes | memoryview] = []
-    for buffer in payload.buffers:
-        body.append(buffer)
-        if padding := -len(buffer) % BODY_ALIGNMENT:
-            body.append(bytes(padding))
-    return body
 
 
 def _age_us(now_unix: float, then_unix: float) -> int:

@@ -23,8 +23,7 @@ from task_offload.errors import AppError, ConfigError, LinkError, ProtocolError
 from task_offload.picture import Picture
 from task_offload.runner import Kind, Runner, TaskErrorLog
 from task_offload.task import Item, load_app
-from task_offload.wire.codec import Encoder
-from task_offload.wire.outbox import padded_body
+from task_offload.wire.codec import Encoder, padded_body
 from tests.engines import deeds
 from tests.support.shared_memory import left_of, mapped_by
 
