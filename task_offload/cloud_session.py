@@ -10,7 +10,7 @@ from task_offload.observe.cloud_costs import CloudCosts
 from task_offload.results.base import SessionBooks
 from task_offload.transport.identity import Admission
 from task_offload.transport.listener import Connection
-from task_offload.wire.messages import EndingRange, Load, Totals
+from task_offload.wire.messages import EndingRange, Totals
 
 
 class CloudSession:
@@ -27,7 +27,6 @@ class CloudSession:
         self.costs = CloudCosts()
         self.connection: Connection | None = None
         self.admission: Admission | None = None
-        self.load: Load | None = None
         self.last_seen = 0.0
         self.costs_at = 0.0  # when they were told last
         self.expected = books.watermark  # the next sequence to take in

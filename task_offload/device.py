@@ -117,13 +117,13 @@ class OffloadRun(Run):
             # In manual mode the split is the user's; the codec is chosen, and predictions stand beside the measured.
             self.model = ModelPolicy(
                 Goal(
-                    chain.names,
-                    tuple(task.contract.stateful for task in chain.tasks),
-                    chain.splits if config.target_fps is not None else (config.split,),
-                    config.split,
-                    config.target_fps or math.inf,
-                    self._codecs,
-                    config.max_latency_s,
+                    tasks=chain.names,
+                    stateful=tuple(task.contract.stateful for task in chain.tasks),
+                    splits=chain.splits if config.target_fps is not None else (config.split,),
+                    start=config.split,
+                    target_fps=config.target_fps or math.inf,
+                    codecs=self._codecs,
+                    max_latency_s=config.max_latency_s,
                 )
             )
             self.policy = self.model
@@ -150,12 +150,12 @@ class OffloadRun(Run):
         address = (config.host, config.port)
         self.link = Link(
             address,
-            config.device_name,
-            chain_spec(chain),
-            partial(_find_token, config),
-            [*earlier, self.session],
-            self,
-            config.use_tls,
+            device=config.device_name,
+            chain=chain_spec(chain),
+            find_token=partial(_find_token, config),
+            sessions=[*earlier, self.session],
+            events=self,
+            use_tls=config.use_tls,
             connect_to=LinkEmulator(config.emulate_link, address).address if config.emulate_link else None,
         )
 
@@ -201,22 +201,21 @@ class OffloadRun(Run):
         codec = self._codecs[0]
         self._pipeline = pipeline = Pipeline(
             self.chain,
-            config.device_name,
-            self.session.session.hex(),
-            Encoder(self.chain.payload_types, config.picture_quality, codec),
-            codec,
-            self.meters,
-            self._next_route,
-            self._wait_for_room,
-            self.link.put,
-            self.link.carry,
-            self._newest,
-            self.cores,
-            self.pace_s(),
-            self.live or self.pace_s() is not None,
-            config.items,
-            config.duration_s,
-            EmulatedCpu(config.emulate_cpu) if config.emulate_cpu else None,
+            device=config.device_name,
+            session=self.session.session.hex(),
+            encoder=Encoder(self.chain.payload_types, config.picture_quality, codec),
+            codec=codec,
+            meters=self.meters,
+            next_route=self._next_route,
+            wait_for_room=self._wait_for_room,
+            put=self.link.put,
+            carry=self.link.carry,
+            newest=self._newest,
+            workers=self.cores,
+            pace_s=self.pace_s(),
+            live=self.live or self.pace_s() is not None,
+            items=config.items,
+            cpu=EmulatedCpu(config.emulate_cpu) if config.emulate_cpu else None,
         )
         self.signals.listen()
         settle()
@@ -276,13 +275,20 @@ class OffloadRun(Run):
         """What happened since the last call."""
         interval_s, self._observed_at = now - self._observed_at, now
         link_busy, full, cpu_s = self.link.busy_s(), self.link.full_s(), time.process_time()
-        backlog = self.meters.captured - self.books.ended
         observation = self.meters.observe(
-            now, interval_s, backlog, link_busy - self._link_busy_before, self._source_rate(), self.cores,
-            self._window, self._away, cpu_s - self._cpu_before_s,
-            full - self._full_before, self._delays.measure() if self._delays is not None else None,
-            self._cloud_codecs,
-        )  # fmt: skip
+            now,
+            interval_s,
+            backlog=self.meters.captured - self.books.ended,
+            link_busy_s=link_busy - self._link_busy_before,
+            source_rate=self._source_rate(),
+            cores=self.cores,
+            window=self._window,
+            away=self._away,
+            cpu_s=cpu_s - self._cpu_before_s,
+            window_full_s=full - self._full_before,
+            delays=self._delays.measure() if self._delays is not None else None,
+            codecs=self._cloud_codecs,
+        )
         self._cpu_before_s = cpu_s
         self._link_busy_before, self._full_before = link_busy, full
         return observation

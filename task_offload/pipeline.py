@@ -54,7 +54,7 @@ class Pipeline:
         workers: threads that run tasks 2 to N; one if any of them may keep state.
         pace_s: seconds between items, or None to take them as they come.
         live: the first task waits for its sensor, so only its CPU time counts as busy.
-        items, duration_s: where to end.
+        items: how many to capture.
         cpu: the emulated processor, or None.
     """
 
@@ -75,7 +75,6 @@ class Pipeline:
         pace_s: float | None = None,
         live: bool = False,
         items: int | None = None,
-        duration_s: float | None = None,
         cpu: EmulatedCpu | None = None,
     ) -> None:
         self._chain = chain
@@ -92,7 +91,6 @@ class Pipeline:
         self._pace_s = pace_s
         self._live = live
         self._items = items
-        self._duration_s = duration_s
         self._emulated = cpu is not None
         self._factor = cpu.factor if cpu is not None else 1.0
         self._stretched: Callable[[], AbstractContextManager[None]] = cpu.work if cpu is not None else nullcontext
@@ -166,12 +164,10 @@ class Pipeline:
                 self._item_came.notify_all()
 
     def _capture_all(self) -> None:
-        began = due = time.monotonic()
+        due = time.monotonic()
         failures = 0
         meters = self._meters
         while not self._stop.is_set() and (self._items is None or meters.captured < self._items):
-            if self._duration_s is not None and time.monotonic() - began >= self._duration_s:
-                return
             if self._pace_s is not None:
                 if self._stop.wait(max(0.0, due - time.monotonic())):
                     return

@@ -34,7 +34,6 @@ from task_offload.wire.messages import (
     Ending,
     EndingRange,
     Hello,
-    Load,
     Refusal,
     Welcome,
     ack,
@@ -307,7 +306,7 @@ class Reception:
     # -- the listener's thread: taking in ---------------------------------------------------------------------------
 
     def arrived(self, connection: Connection, event: CloudEvent) -> None:
-        """Takes in what a device sent."""
+        """Takes in what a device sent. Its load is for people, and nothing shows it yet."""
         session: CloudSession = connection.session
         if not self._taking:
             return  # it is not acknowledged, so it will come again
@@ -317,8 +316,6 @@ class Reception:
             if not event.detail.isprintable():
                 event = replace(event, detail=one_line(event.detail))
             self._take_endings(session, event)
-        elif isinstance(event, Load):
-            session.load = event
         elif isinstance(event, Bye):
             if event.next_sequence > session.expected:
                 raise ProtocolError(f"a bye at item {event.next_sequence} where item {session.expected} was due")

@@ -235,14 +235,6 @@ def test_it_ends_after_so_many_items(count: int) -> None:
     assert len(World(numbers(100), last, items=count).run()) == count
 
 
-def test_it_ends_after_some_time() -> None:
-    def endless() -> Any:
-        return True, 1
-
-    world = World(endless, last, duration_s=0.02)
-    assert world.run()
-
-
 def test_pace() -> None:
     world = World(numbers(5), last, pace_s=3600.0)
     world.pipeline.start()

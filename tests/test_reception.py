@@ -17,7 +17,7 @@ from task_offload.reception import (
     LINES_PER_MINUTE,
     MOST_SESSIONS,
 )
-from task_offload.wire.messages import Costs, Kind, Load, Refusal, bye, decode_totals
+from task_offload.wire.messages import Costs, Kind, Refusal, bye, decode_totals
 from tests.support.peers import Peer, hello, item
 from tests.support.worlds import SESSION, Held, World, ended, pass_by, totals, worlds
 
@@ -191,17 +191,6 @@ def test_costs_are_told(make: Callable[..., World]) -> None:
     assert {(each.split, each.tag): each.items for each in costs.payloads} == {(2, 3): 1, (4, 4): 1}
     assert {each.task: each.items for each in costs.tasks} == {2: 1, 3: 1, 4: 2}
     assert costs.queued == 2
-
-
-def test_a_devices_load_is_known(make: Callable[..., World]) -> None:
-    world = make()
-    peer, _ = world.connect()
-    load = Load(0.5, 0.25, 0.75, 55.5, 123456)
-    with peer:
-        peer.send(load.encode(), item(0, 2, 1, 1))
-        totals(peer, 1)
-        [session] = world.cloud.reception.sessions.values()
-        assert session.load == load
 
 
 def test_a_device_that_is_away_leaves_no_frame_in_memory(make: Callable[..., World]) -> None:

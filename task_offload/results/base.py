@@ -60,10 +60,6 @@ class Record(NamedTuple):
     bytes_received: int = 0
     items: int = 1
 
-    @property
-    def key(self) -> SessionKey:
-        return self.device, self.session
-
     def check(self) -> None:
         """Raises ValueError if a field is out of its range, so that no record can block those behind it."""
         if not 0 <= self.sequence <= MAX_SEQUENCE - self.items or self.items < 1:

@@ -74,7 +74,7 @@ class Recorder:
         self._in_commit = 0
         self._next_commit_at = 0.0
         self._without_results: set[str] = set()  # devices whose results cannot be recorded, and of which that was said
-        self._failure: str | None = None
+        self._failure: str | None = None  # why nothing can be recorded now
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         if store is not None:
             self._thread.start()
@@ -83,11 +83,6 @@ class Recorder:
     def waiting(self) -> int:
         """How many records are not recorded yet."""
         return len(self._waiting) + self._in_commit
-
-    @property
-    def failure(self) -> str | None:
-        """Why nothing can be recorded now; None while all is well."""
-        return self._failure
 
     @property
     def missed(self) -> dict[str, int]:

@@ -55,11 +55,6 @@ class Window:
         self._round_trip_at = 0.0  # when one as short was seen last
         self._draining_since: float | None = None
 
-    @property
-    def goodput(self) -> float:
-        """Bytes a second that were delivered at best in the last second or two; 0 if unknown."""
-        return self._rate.value
-
     def allows(self, sent_entries: int, sent_bytes: int, next_bytes: int) -> bool:
         """Whether an entry of `next_bytes` may be sent while so many entries and bytes are not acknowledged."""
         if not sent_entries:

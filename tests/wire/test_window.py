@@ -191,7 +191,7 @@ def test_acks_that_were_held_up_and_come_at_once_do_not_look_like_a_faster_link(
         if n < 20:
             window.acknowledged([outbox.acknowledge(n + 1)[0].entry], n / 20 + 0.05)
     window.acknowledged([each.entry for each in outbox.acknowledge(40)], 2.0)  # a second's worth at once
-    assert window.goodput == pytest.approx(200_000, rel=0.06)
+    assert window.size_bytes == pytest.approx(200_000 * (0.05 + HORIZON_S), rel=0.06)
 
 
 def test_the_clouds_credits_are_kept():
