@@ -294,7 +294,7 @@ def profile(arguments: Sequence[str]) -> Any:
 
     config = parse_device(arguments)
     chain = load_app(config.app)
-    costs, _ = measure_here(config, chain, available_codecs())
+    costs = measure_here(config, chain, available_codecs()).costs
     return list(chain.names), costs
 
 
