@@ -9,6 +9,7 @@ from typing import Any
 
 from task_offload.scheduling import cost_model
 from task_offload.scheduling.cost_model import Choice, Costs, Option
+from task_offload.scheduling.judgement import ENOUGH
 
 WIDTH = 80  # of the text
 
@@ -173,7 +174,7 @@ def _split_row(option: Option, costs: Costs, target_fps: float | None, max_laten
 
 def _meets(capacity_fps: float, costs: Costs, target_fps: float | None) -> bool | None:
     """None where there is no target."""
-    return None if target_fps is None else min(capacity_fps, costs.source_rate) >= target_fps
+    return None if target_fps is None else min(capacity_fps, costs.source_rate) >= ENOUGH * target_fps
 
 
 def _in_time(each: Choice | Option, max_latency_s: float | None) -> bool | None:
