@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
@@ -138,7 +139,9 @@ class ProcessWorker:
         self._process = _context.Process(
             target=_serve, args=(pipe, life, self._near.app), name="offload worker", daemon=True
         )
-        # Ctrl-C is for the server, which ends its workers. A process inherits what its starter does not hear.
+        # Ctrl-C is for the server, which ends its workers. A process inherits what its starter does not hear; the
+        # tracker, which the first one would start on its way, makes its starter hear again.
+        resource_tracker.ensure_running()
         heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             self._process.start()
