@@ -521,6 +521,30 @@ def test_ctrl_c_while_the_source_opens(lab: Lab, split: list[str]) -> None:
     assert device.err == "stopped before it began"
 
 
+CTRL_C_WITHIN_NUMPY = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            sys.meta_path.remove(self)
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError("its C-extensions failed")  # as NumPy does
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("script", ["iot_client_coordinator", "cloud_server_coordinator"])
+def test_ctrl_c_in_the_first_moment(lab: Lab, script: str) -> None:
+    (lab.folder / "sitecustomize.py").write_text(CTRL_C_WITHIN_NUMPY)
+    command = lab.python(str(ROOT / f"{script}.py"), env={"PYTHONPATH": f"{lab.folder}:{ROOT}"})
+    command.wait(0)
+    assert command.err == "stopped before it began"
+
+
 @pytest.mark.parametrize("script", ["iot_client_coordinator", "cloud_server_coordinator"])
 def test_a_missing_package_is_one_line(lab: Lab, script: str) -> None:
     command = lab.python("-S", str(ROOT / f"{script}.py"))  # without site-packages
