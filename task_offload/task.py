@@ -11,7 +11,9 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+import sysconfig
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +50,7 @@ class Contract:
             raise ValueError("a stateful task needs a pin: @task(runs_on='device' or 'cloud', stateful=True)")
 
 
-def task(*, runs_on: Side | None = None, stateful: bool = False) -> Callable[[F], F]:
+def task(bare: None = None, /, *, runs_on: Side | None = None, stateful: bool = False) -> Callable[[F], F]:
     """Decorates a task that is pinned to one side, or that keeps state between items there.
 
     Arguments:
@@ -58,7 +60,10 @@ def task(*, runs_on: Side | None = None, stateful: bool = False) -> Callable[[F]
 
     Raises:
         ValueError: the arguments contradict each other.
+        TypeError: it decorates without arguments.
     """
+    if bare is not None:
+        raise TypeError("write @task(...) with runs_on='device' or 'cloud', not @task alone")
     contract = Contract(runs_on, stateful)
 
     def decorate(function: F) -> F:
@@ -222,7 +227,17 @@ def _import(app: str) -> ModuleType:
                 f"app {app}: OpenCV needs a system library ({error}); either  sudo apt install libgl1 libglib2.0-0  "
                 "or  pip uninstall opencv-python && pip install opencv-python-headless"
             ) from error
-        raise AppError(f"app {app}: its import raised {type(error).__name__}: {error}") from error
+        raise AppError(f"app {app}: its import raised {type(error).__name__}: {error}{_place(error)}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Where the user's own code raised an error, or called what raised it; empty if it did neither."""
+    installed = ("<", sysconfig.get_path("stdlib"), str(Path(__file__).parent))  # "<": importlib, which is frozen
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if not frame.filename.startswith(installed) and not {"site-packages", "dist-packages"} & {*path.parts}:
+            return f" at {path.name}:{frame.lineno}"
+    return ""
 
 
 def _import_file(app: str) -> ModuleType:

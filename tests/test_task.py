@@ -43,7 +43,9 @@ PINS = "from task_offload.task import task\nd = task(runs_on='device')\ne = task
         ("tasks = [a] * 256", "'tasks' has 256 entries"),
         ("tasks = [a, 3, b]", "entry 2 of 'tasks' is 3; put a function there"),
         ("tasks = [a, b()]", "its import raised TypeError"),
-        ("1/0", "its import raised ZeroDivisionError: division by zero"),
+        ("1/0", "its import raised ZeroDivisionError: division by zero at an_app.py:4"),
+        ("import json\njson.loads('')", "Expecting value: line 1 column 1 (char 0) at an_app.py:5"),
+        ("from task_offload import task\n@task\ndef d(): return False", "TypeError: write @task(...) with runs_on="),
         ("import sys; sys.exit(3)", "its import raised SystemExit: 3"),
         ("class Panic(BaseException): pass\nraise Panic('x')", "its import raised Panic: x"),
         ("import no_such_module_at_all", "it imports no_such_module_at_all, which is not installed; pip install"),
@@ -67,6 +69,12 @@ def test_an_app_that_breaks_the_interface_is_refused_in_one_line(app: Write, tex
     assert says in message
     assert "\n" not in message
     assert message.startswith("app ")
+
+
+def test_an_error_of_a_helper_module_has_its_place(app: Write) -> None:
+    app("raise KeyError('MODEL_PATH')", "its_helper.py")
+    with pytest.raises(AppError, match=r"its import raised KeyError: 'MODEL_PATH' at its_helper\.py:4$"):
+        load_app(app("import its_helper\ntasks = [a, b]"))
 
 
 @pytest.mark.parametrize(
