@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import reprlib
 import threading
 import traceback
 from collections import defaultdict
@@ -150,6 +151,9 @@ def _result(returned: Any) -> Any:
 
 def _broken_contract(returned: Any) -> str:
     what = f"a tuple of {len(returned)}" if type(returned) is tuple else f"{type(returned).__name__}"
+    if type(returned) is tuple and len(returned) == 2:
+        first = returned[0]
+        what += f" whose first value is {type(first).__name__} ({reprlib.repr(first)}), not a bool"
     return f"it returned {what}; a task returns (to_continue, args) with a bool first, or just False"
 
 

@@ -91,6 +91,20 @@ def test_broken_contracts(returned: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("returned", "what"),
+    [
+        (7, "int"),
+        ((True, 1, 2), "a tuple of 3"),
+        ((1, 5), "a tuple of 2 whose first value is int (1), not a bool"),
+        (("y" * 999, 5), "a tuple of 2 whose first value is str ('yyyyyyyyyyyy...yyyyyyyyyyyyy'), not a bool"),
+    ],
+)
+def test_a_broken_contract_says_what_is_wrong(returned: Any, what: str) -> None:
+    outcome = run(lambda: (True, 1), lambda x: returned, last)
+    assert str(outcome.value).startswith(f"it returned {what}; a task returns")
+
+
+@pytest.mark.parametrize(
     "error",
     [ValueError("x"), SystemExit(2), MemoryError(), RecursionError(), StopIteration(), CancelledError(), Panic("x")],
 )
