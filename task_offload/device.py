@@ -37,7 +37,7 @@ from task_offload.transport.tokens import Token, check_device_name
 from task_offload.wire.codec import Encoder
 from task_offload.wire.compression import available_codecs
 from task_offload.wire.messages import Costs, Ending, Totals, Welcome
-from task_offload.wire.outbox import Acked, Outbox
+from task_offload.wire.outbox import Acked, Entry, Outbox
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +138,7 @@ class OffloadRun(Run):
         self._welcomed = threading.Event()
         self._absent: LinkError | None = None  # no server was found in time
         self._taken_up: set[bytes] = set()  # sessions, earlier ones included
+        self._failed_here = 0  # task errors of this device's, as far as they went to the outbox
         self._link_busy_before = self._full_before = 0.0
         self._cpu_before_s = 0.0
         self._window = 1  # items that the cloud lets be unacknowledged
@@ -208,7 +209,7 @@ class OffloadRun(Run):
             meters=self.meters,
             next_route=self._next_route,
             wait_for_room=self._wait_for_room,
-            put=self.link.put,
+            put=self._put,
             carry=self.link.carry,
             newest=self._newest,
             workers=self.cores,
@@ -384,7 +385,7 @@ class OffloadRun(Run):
             away_s += time.monotonic() - self.link.away_since
         if self.spool is not None:
             self.spool.close()
-        return self.finish(
+        status = self.finish(
             {
                 "decisions": self.decisions,
                 "away_s": round(away_s, 3),
@@ -394,8 +395,16 @@ class OffloadRun(Run):
             },
             pipeline.error or self.link.error or self._absent,
         )
+        if (there := books.dropped["task_error"] - self._failed_here) > 0:
+            self.say(f"{there} task_error in the cloud: see the server's log, and the column detail of its results")
+        return status
 
     # -- for the pipeline -------------------------------------------------------------------------------------------
+
+    def _put(self, entry: Entry) -> None:
+        if entry.ending is Ending.DROPPED and entry.detail.startswith("task_error"):
+            self._failed_here += 1
+        self.link.put(entry)
 
     def _next_route(self) -> Route:
         if not self._in_time():

@@ -165,6 +165,8 @@ def test_failing_tasks_cost_their_item_only(lab: Lab, split: int | None) -> None
         server.may_fail = True
     device.may_fail = True
     check_failing(device.finish()["items"])
+    there = {1: ["40"], 2: ["30"], 3: ["10"]}.get(split or 0, [])
+    assert re.findall(r"^(\d+) task_error in the cloud: see the server's log", device.out, re.MULTILINE) == there
     log = device.err
     if split is not None:
         server.stop()
