@@ -164,7 +164,7 @@ def send_ours(port: int, messages: int, arrays: int, tls: bool, folder: Path, wi
     args = make_arrays(arrays)
     for number in range(messages):
         link.wait_until(lambda: session.outbox.waiting_entries < ROOM_ENTRIES)
-        link.put(Entry(number, 1, time.time(), encoder.encode(args)))
+        link.put(Entry(number, 1, time.monotonic(), encoder.encode(args)))
         link.carry()
         meter.passed(number)
     link.leave()

@@ -465,12 +465,12 @@ class OffloadRun(Run):
         if session is not self.session:
             self.books.delivered_earlier += sum(items for _, items in acked)
             return
-        now, unix_now = time.monotonic(), time.time()
+        now = time.monotonic()
         for entry, items in acked:
             self.meters.acked(
                 entry.payload.size_bytes if entry.payload else 0,
                 now - entry.sent_at if entry.sent_at else None,
-                max(0.0, unix_now - (entry.last_captured_at or entry.captured_at)),
+                now - (entry.last_captured_at or entry.captured_at),
                 items,
                 entry.ending is not Ending.DROPPED,
             )

@@ -180,7 +180,7 @@ class Pipeline:
             outcome = self._first_task(item)
             if outcome.kind is Kind.FILTERED:
                 return
-            item.captured_at = time.time()
+            item.captured_at, item.captured_s = time.time(), time.monotonic()
             meters.captured += 1
             if outcome.kind is Kind.FAILED:
                 self._end(item, route.codec, Ending.DROPPED, self._failure(outcome, item))
@@ -293,7 +293,7 @@ class Pipeline:
         codec = codec or self._codec
         busy_s = self._stretch(busy_ns, cpu_ns) / 1e9
         self._meters.encoded(item.split, codec, payload.size_bytes, busy_s, cpu_ns / 1e9)
-        self._in_order(Entry(item.sequence, item.split, item.captured_at, payload, self._meters.tag(codec)))
+        self._in_order(Entry(item.sequence, item.split, item.captured_s, payload, self._meters.tag(codec)))
 
     def _failure(self, outcome: Outcome, item: Item) -> str:
         return f"task_error: {self._errors.failed(outcome, item.device, item.sequence)}"
@@ -301,7 +301,7 @@ class Pipeline:
     def _end(self, item: Item, codec: str | None, ending: Ending, detail: str) -> None:
         """The item ends here."""
         self._meters.unsent(item.split, codec or self._codec)
-        self._in_order(Entry(item.sequence, item.split, item.captured_at, ending=ending, detail=detail))
+        self._in_order(Entry(item.sequence, item.split, item.captured_s, ending=ending, detail=detail))
 
     def _in_order(self, entry: Entry) -> None:
         """Hands entries on when all before them have been."""

@@ -3,12 +3,17 @@
 There are two states. While it spools, every entry goes to the disk, behind those that are there, and what is to be
 sent is read back from there. When all of it has been read back and sent, entries stay in memory again, and cost no
 disk. When the connection is lost, what is in memory goes to the disk. So the order is kept, whatever happens when.
+
+On disk, capture times are Unix seconds: a later run can make something of nothing else. What this run wrote, it reads
+back as it was, even if the clock was set meanwhile.
 """
 
 from __future__ import annotations
 
 import logging
 import struct
+import time
+from collections.abc import Callable
 
 from task_offload.errors import StoreError
 from task_offload.spool import DiskSpool, SpoolReader
@@ -19,9 +24,15 @@ from task_offload.wire.outbox import Acked, Entry, Outbox
 log = logging.getLogger(__name__)
 
 MOST_DETAIL_BYTES = 1000
+CLOCK_STEP_S = 1.0  # less is how the clocks drift apart
 
 # captured at, last captured at, split, tag, ending (0: none), bytes of the detail, bytes of the payload's head
 _ENTRY = struct.Struct("<ddBBBHI")
+
+
+def unix_offset() -> float:
+    """Unix seconds less those of the steady clock."""
+    return time.time() - time.monotonic()
 
 
 class SpooledOutbox(Outbox):
@@ -33,6 +44,7 @@ class SpooledOutbox(Outbox):
         limit_bytes: what the spool may hold; see `Outbox.full`.
         held: sequences that the spool found of it: the first, and the one after the last.
         drop_when_full: an entry that finds no room becomes a drop; otherwise it waits in memory, and `full` says so.
+        offset: Unix seconds less those of the steady clock, now.
     """
 
     def __init__(
@@ -42,6 +54,7 @@ class SpooledOutbox(Outbox):
         limit_bytes: int,
         held: tuple[int, int] | None = None,
         drop_when_full: bool = False,
+        offset: Callable[[], float] = unix_offset,
     ) -> None:
         super().__init__(limit_bytes)
         self._spool = spool
@@ -55,6 +68,8 @@ class SpooledOutbox(Outbox):
         self._acked_to = 0
         self._reader: SpoolReader | None = None
         self._last_bytes = 0
+        self._offset = offset
+        self._offsets: list[tuple[int, float]] = []  # by which this run dated what it wrote, each from a sequence on
 
     @property
     def waiting_entries(self) -> int:
@@ -155,9 +170,10 @@ class SpooledOutbox(Outbox):
         """Appends an entry to the spool; False if there is no room, or the disk fails."""
         detail = entry.detail.encode(errors="replace")[:MOST_DETAIL_BYTES]
         head = entry.payload.head if entry.payload else b""
+        offset = self._offset_for(entry.sequence)
         fixed = _ENTRY.pack(
-            entry.captured_at,
-            entry.last_captured_at,
+            entry.captured_at + offset,
+            entry.last_captured_at and entry.last_captured_at + offset,
             entry.split,
             entry.tag,
             entry.ending or 0,
@@ -194,18 +210,33 @@ class SpooledOutbox(Outbox):
             # A kill of the device lost what was in memory before the first, damage what lay between.
             for first in range(self._read_to, end, MOST_IN_RANGE):
                 count = min(MOST_IN_RANGE, end - first)
-                super().add(Entry(first, 1, 0.0, ending=Ending.DROPPED, detail="lost_on_device", count=count))
+                never = -self._offset()  # Unix second 0: nobody knows when
+                super().add(Entry(first, 1, never, ending=Ending.DROPPED, detail="lost_on_device", count=count))
         if spooled is None:
             self._read_to = self._disk_end
             return True
-        entry = _decode(spooled.sequence, spooled.items, memoryview(spooled.message))
+        offset = self._offset_of(spooled.sequence)
+        entry = _decode(spooled.sequence, spooled.items, memoryview(spooled.message), offset)
         self._read_to = max(self._read_to, spooled.sequence + spooled.items)
         super().add(entry)
         return True
 
+    def _offset_for(self, sequence: int) -> float:
+        """The offset that dates the entry that begins with this sequence and is written now."""
+        now = self._offset()
+        if not self._offsets or abs(now - self._offsets[-1][1]) > CLOCK_STEP_S:
+            self._offsets.append((sequence, now))
+        return self._offsets[-1][1]
 
-def _decode(sequence: int, count: int, message: memoryview) -> Entry:
+    def _offset_of(self, sequence: int) -> float:
+        """The offset that dated the entry that begins with this sequence; if an earlier run wrote it, today's."""
+        return next((offset for first, offset in reversed(self._offsets) if first <= sequence), self._offset())
+
+
+def _decode(sequence: int, count: int, message: memoryview, offset: float) -> Entry:
     captured_at, last_captured_at, split, tag, ending, detail_bytes, head_bytes = _ENTRY.unpack_from(message)
+    captured_at -= offset
+    last_captured_at = last_captured_at and last_captured_at - offset
     at = _ENTRY.size + detail_bytes
     detail = bytes(message[_ENTRY.size : at]).decode(errors="ignore")
     if ending:

@@ -93,6 +93,7 @@ class Item:
     split: int
     state: dict[str, Any] = field(default_factory=dict)
     published: Any = None
+    captured_s: float = 0.0  # as captured_at, on the device, by the steady clock that ages are counted by
 
 
 class _Current(threading.local):

@@ -111,7 +111,7 @@ def test_only_what_is_finished_has_a_latency(started: Callable[..., OffloadRun])
     run.welcomed(run.session, welcome("none"))
     outbox = run.session.outbox
     for sequence, kind in enumerate((Ending.DROPPED, Ending.FILTERED)):
-        outbox.add(Entry(sequence, 1, time.time() - 60.0, ending=kind, detail="overload"))
+        outbox.add(Entry(sequence, 1, time.monotonic() - 60.0, ending=kind, detail="overload"))
         outbox.sent(1.0, 0)
     run.learned(run.session, outbox.acknowledge(1), Totals(1, dropped={"overload": 1}))
     found = run.observe(1.0)

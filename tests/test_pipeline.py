@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from task_offload.errors import OffloadError, SourceError
 from task_offload.observe.meters import DeviceMeters
 from task_offload.pipeline import Pipeline
 from task_offload.scheduling.observation import MOST_AHEAD, Route
-from task_offload.task import Chain, Contract, Task
+from task_offload.task import Chain, Contract, Task, current_item
 from task_offload.wire.codec import Decoder, Encoder
 from task_offload.wire.messages import Ending
 from task_offload.wire.outbox import Entry
@@ -115,6 +116,21 @@ def test_items_become_entries_in_order() -> None:
     ]
     assert world.meters.captured == 20
     assert world.meters.splits == {2: 20}
+
+
+def test_a_task_sees_the_time_of_day_an_entry_has_the_steady_clocks() -> None:
+    """An entry's age is told when it is sent, and the time of day may have been set meanwhile."""
+    seen = []
+
+    def work(n: int) -> Any:
+        seen.append(current_item().captured_at)
+        return n > 0, n
+
+    before, steady_before = time.time(), time.monotonic()
+    entries = World(numbers(2), work, last, split=2).run()
+    assert before <= min(seen) <= max(seen) <= time.time()
+    for entry in entries:
+        assert steady_before <= entry.captured_at <= time.monotonic()
 
 
 def test_the_order_is_restored_behind_several_workers() -> None:

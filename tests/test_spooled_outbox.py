@@ -24,6 +24,16 @@ LIMIT = 1 << 20
 SMALL = 16 * 400  # a limit that some dozens of items reach
 
 
+class Clocks:
+    """How far the Unix clock is ahead of the steady one; whole seconds, so that sums are exact."""
+
+    def __init__(self) -> None:
+        self.offset_s = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.offset_s
+
+
 def item(sequence: int, size_bytes: int = 64) -> Entry:
     head = b"item %d" % sequence
     body = memoryview(bytes([sequence % 256]) * size_bytes)
@@ -69,7 +79,7 @@ def fill(outbox: SpooledOutbox, items: int) -> None:
 
 
 def test_what_waits_is_on_disk_and_comes_back_as_it_was(spool: DiskSpool) -> None:
-    outbox = SpooledOutbox(spool, SESSION, LIMIT)
+    outbox = SpooledOutbox(spool, SESSION, LIMIT, offset=Clocks())
     entries = [item(0, 70), ending(1), ending(2, Ending.DROPPED, "täsk_error: " + "é" * 600), item(3, 0)]
     messages = [message(entry) for entry in entries]
     for entry in entries:
@@ -218,6 +228,38 @@ def test_a_cloud_that_has_more_than_the_spool_is_sent_nothing(held: SpooledOutbo
     assert (held.next(), held.held_from, held.waiting_entries, held.spooled) == (None, None, 0, 0)
 
 
+def times(entries: list[Entry]) -> list[tuple[float, float]]:
+    return [(entry.captured_at, entry.last_captured_at) for entry in entries]
+
+
+def test_a_clock_that_is_set_while_items_wait_changes_no_age(spool: DiskSpool) -> None:
+    clocks = Clocks()
+    outbox = SpooledOutbox(spool, SESSION, LIMIT, offset=clocks)
+    outbox.add(item(0))
+    clocks.offset_s += 7200.0
+    outbox.add(item(1))
+    run = ending(2)
+    run.extend(ending(3))
+    outbox.add(run)
+    clocks.offset_s -= 60.0
+    assert times(send(outbox)) == [(1000.0, 0.0), (1001.0, 0.0), (1002.0, 1003.0)]
+
+
+def test_a_later_run_dates_what_it_finds_by_the_clock_as_it_is_when_it_sends(folder: Path) -> None:
+    """Its steady clock is another, and the clock of a device that has just started may not be set yet."""
+    clocks = Clocks()
+    with DiskSpool(folder, LIMIT) as spool:
+        spool.begin(SESSION, b"meta")
+        SpooledOutbox(spool, SESSION, LIMIT, offset=clocks).add(item(1))
+    with DiskSpool(folder, LIMIT) as spool:
+        outbox = SpooledOutbox(spool, SESSION, LIMIT, (0, 2), offset=clocks)
+        clocks.offset_s += 1500.0
+        lost, found = send(outbox)
+    assert (lost.captured_at, lost.detail) == (-1_001_500.0, "lost_on_device")  # 1970: nobody knows when
+    assert found.captured_at == 1001.0 - 1500.0
+    outbox.take_all()
+
+
 class Outages(RuleBasedStateMachine):
     """One session through any order of events: each item is sent in its place, or said to be given up, until acked."""
 
@@ -228,6 +270,7 @@ class Outages(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name)
         self.newest = False
+        self.clocks = Clocks()
 
     @initialize(newest=st.booleans())
     def begin(self, newest: bool) -> None:
@@ -237,7 +280,7 @@ class Outages(RuleBasedStateMachine):
 
     def begin_session(self) -> None:
         self.spool.begin(SESSION, b"meta")
-        self.outbox = SpooledOutbox(self.spool, SESSION, SMALL, drop_when_full=self.newest)
+        self.outbox = SpooledOutbox(self.spool, SESSION, SMALL, drop_when_full=self.newest, offset=self.clocks)
         self.running = True  # more may be added
         self.was: list[bytes | tuple[Ending, str]] = []  # each item's message, or how it ended on the device
         self.end = 0  # all below are in the outbox, or were
@@ -344,7 +387,8 @@ class Outages(RuleBasedStateMachine):
             self.begin_session()
             return
         assert sessions[0].first <= self.recorded  # nothing is missing before it
-        self.outbox = SpooledOutbox(self.spool, SESSION, SMALL, (sessions[0].first, sessions[0].end))
+        held = (sessions[0].first, sessions[0].end)
+        self.outbox = SpooledOutbox(self.spool, SESSION, SMALL, held, offset=self.clocks)
         self.running = False
         self.position = None
         self.end = max(sessions[0].end, self.recorded)

@@ -128,7 +128,6 @@ class Exchange:
         on_welcome: Callable[[], None],
         window_items: int | None,
         clock: Callable[[], float],
-        unix_clock: Callable[[], float],
     ) -> None:
         self._stream = stream
         self._waker = waker
@@ -142,7 +141,6 @@ class Exchange:
         self._on_welcome = on_welcome
         self._window_items = window_items
         self._clock = clock
-        self._unix_clock = unix_clock
         self._reader = FrameReader(MemoryPool(0), _CLOUD_LIMITS)
         self._side = DeviceSide(session.acked, session.sent_to)
         self._liveness = Liveness(HEARTBEAT_S, SILENCE_S, clock())
@@ -230,7 +228,6 @@ class Exchange:
         stream, session = self._stream, self._session
         outbox = session.outbox
         sent_to = 0
-        unix_now = 0.0
         full = False
         with self._lock:
             while stream.outgoing_bytes < QUEUE_BYTES and (entry := outbox.next()) is not None:
@@ -241,8 +238,7 @@ class Exchange:
                     break
                 outbox.sent(now, window.delivered_bytes)
                 sent_to = entry.sequence + entry.count
-                unix_now = unix_now or self._unix_clock()
-                stream.queue(entry.encode(unix_now))
+                stream.queue(entry.encode(now))
             self._full.note(full, now)
             if sent_to:
                 if sent_to > session.sent_to:

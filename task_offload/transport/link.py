@@ -83,7 +83,6 @@ class Link:
         use_tls: bool = True,
         window_items: int | None = None,
         clock: Callable[[], float] = time.monotonic,
-        unix_clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
         connect_to: tuple[str, int] | None = None,
     ) -> None:
@@ -97,7 +96,6 @@ class Link:
         self._tls = client_context() if use_tls else None
         self._window_items = window_items
         self._clock = clock
-        self._unix_clock = unix_clock
         self._rng = rng or random.Random()
         self._lock = threading.RLock()
         self.condition = threading.Condition(self._lock)  # its own `with` costs two Python calls; the lock's does not
@@ -419,7 +417,6 @@ class Link:
             self._welcomed,
             self._window_items,
             self._clock,
-            self._unix_clock,
         )
         exchange.step()
         while not exchange.opened:

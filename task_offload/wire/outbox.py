@@ -24,11 +24,12 @@ class Entry:
     Attributes:
         sequence, count: the items sequence to sequence+count-1; an item with a payload stands alone.
         split: how many tasks ran, or would have run, on the device.
-        captured_at, last_captured_at: when the first and the last of them were captured, in Unix seconds.
+        captured_at, last_captured_at: when the first and the last of them were captured, in seconds of a steady
+            clock, which nobody sets while items wait; below 0 for what is older than that clock.
         payload: encoded arguments of the next task; None for an ending.
         tag: what the payload's codec is called on the wire.
         ending, detail: how the items ended on the device, where they did.
-        sent_at: when it was sent on this connection, in seconds of a steady clock; 0 if it was not.
+        sent_at: when it was sent on this connection, by the same clock; 0 if it was not.
         ahead_bytes: what was on its way when it was sent, itself included.
         delivered_bytes: what had been acknowledged on this connection when it was sent.
         size_bytes: what it counts in an outbox.
@@ -81,24 +82,24 @@ class Entry:
         self.count -= items
         return first
 
-    def encode(self, now_unix: float) -> list[bytes | memoryview]:
+    def encode(self, now_s: float) -> list[bytes | memoryview]:
         """The entry's message, for one scatter-gather write."""
         if self.payload is None:
             assert self.ending is not None
-            oldest = _age_us(now_unix, self.captured_at)
-            newest = min(oldest, _age_us(now_unix, self.last_captured_at or self.captured_at))
+            oldest = _age_us(now_s, self.captured_at)
+            newest = min(oldest, _age_us(now_s, self.last_captured_at or self.captured_at))
             return [
                 EndingRange(self.sequence, self.count, self.ending, self.split, self.detail, oldest, newest).encode()
             ]
         head, _, size_bytes = payload = self.payload
-        age_us = _age_us(now_unix, self.captured_at)
+        age_us = _age_us(now_s, self.captured_at)
         head_bytes = len(head)
         prefix = item_prefix(self.sequence, age_us, self.split, self.tag, head_bytes, size_bytes - head_bytes)
         return [prefix + head, *padded_body(payload)]
 
 
-def _age_us(now_unix: float, then_unix: float) -> int:
-    return max(0, int((now_unix - then_unix) * 1e6))  # a clock that was set may have gone back
+def _age_us(now_s: float, then_s: float) -> int:
+    return max(0, int((now_s - then_s) * 1e6))  # what an earlier run left may be dated later than now
 
 
 class Acked(NamedTuple):

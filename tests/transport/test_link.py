@@ -162,6 +162,16 @@ def test_a_session_from_hello_to_farewell(script: Script) -> None:
     assert script.heard.totals[-1].dropped == {"overload": 1}
 
 
+def test_an_age_is_by_the_clock_of_the_link(script: Script) -> None:
+    link = script.link(clock=lambda: 1000.0)
+    server = script.accept()
+    server.welcome()
+    put(link, Entry(0, 1, 997.5, Encoder((), 0).encode((1,))))
+    frame = server.frame()
+    assert frame is not None
+    assert ITEM.unpack_from(frame.head)[:2] == (0, 2_500_000)
+
+
 def test_nothing_is_sent_between_hello_and_welcome(script: Script) -> None:
     now_s = [100.0]
     asked = threading.Semaphore(0)

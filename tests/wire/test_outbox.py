@@ -146,7 +146,7 @@ def test_large_buffers_are_sent_as_they_are():
     [
         (97.0, 99.0, (3_000_000, 1_000_000)),
         (97.0, 0.0, (3_000_000, 3_000_000)),  # one item has one capture time
-        (99.0, 97.0, (1_000_000, 1_000_000)),  # the clock was set in between
+        (99.0, 97.0, (1_000_000, 1_000_000)),  # of an earlier run, whose clock was set in between
         (200.0, 300.0, (0, 0)),
     ],
 )
