@@ -22,6 +22,7 @@ RESOURCES = ("device", "device stage", "link", "cloud workers", "cloud main thre
 DEVICE, STAGE, LINK, WORKERS, MAIN, WINDOW, SOURCE = range(len(RESOURCES))
 _AFTER_ORDER = (LINK, WORKERS, MAIN, WINDOW)  # items come to these in their order
 QUEUED = 0.3  # of what may queue on the link and in the cloud, what does when a long item holds up what follows
+NEARLY = 0.03  # slower than the fastest is as good
 _TINY_S = 1e-12
 _LEAST_RATE = 1e-3  # items a second; a source that is silent has no period
 _NO_LINK = 1e-3  # bytes a second; a link that is away must not make a mix's use infinite times zero
@@ -324,21 +325,20 @@ def cheapest(found: Iterable[Option], fps: float, *, mixes: bool = True) -> Choi
     return best
 
 
-def fastest(found: Sequence[Option], *, mixes: bool = True, slack: float = 0.03) -> Choice:
-    """The choice with the highest throughput; among those within `slack` of it, a single split, the cheapest.
+def fastest(found: Sequence[Option]) -> Choice:
+    """The choice with the highest throughput; among those nearly as fast, a single split, the cheapest.
 
     Raises:
         ValueError: there is no option.
     """
     best = single(min(found, key=_busiest))
-    if mixes:
-        for i, first in enumerate(found):
-            for second in found[i + 1 :]:
-                if second.codec == first.codec and best.capacity_fps * _least_use(first, second) < 1.0:
-                    choice = mixed(first, second, fastest_share(first, second))
-                    if choice.capacity_fps > best.capacity_fps:
-                        best = choice
-    return cheapest(found, (1.0 - slack) * best.capacity_fps, mixes=False) or best
+    for i, first in enumerate(found):
+        for second in found[i + 1 :]:
+            if second.codec == first.codec and best.capacity_fps * _least_use(first, second) < 1.0:
+                choice = mixed(first, second, fastest_share(first, second))
+                if choice.capacity_fps > best.capacity_fps:
+                    best = choice
+    return cheapest(found, (1.0 - NEARLY) * best.capacity_fps, mixes=False) or best
 
 
 def _least_use(first: Option, second: Option) -> float:

@@ -20,7 +20,6 @@ SIGMAS = 1.5  # standard deviations of the throughput that the margin covers, wi
 LEAST_MARGIN, MOST_MARGIN = 0.005, 0.09  # capacity above the target that a choice aims at; more where items differ more
 MOST_LIFT = 0.3  # of the aim
 DOUBT_S = 0.5  # a throughput that is too low, and lower than predicted, for longer makes old costs doubtful
-LASTING_S = 8.0  # a throughput that is too low for so long is believed before the model
 LATE_SHARE, LATE_PACE = 0.05, 0.1  # of the items may be later than --max-latency
 LATENCY_UP, LATENCY_DOWN, MOST_LATENCY_FACTOR = 1.02, 0.999, 3.0  # at each interval with more, or fewer, too late
 LEARN = 0.03  # of a difference between prediction and throughput, at each interval
@@ -126,8 +125,6 @@ class Judgement:
             return kept.capacity_fps
         if self._lacking_s > DOUBT_S and kept.capacity_fps > (1.0 + FAR_OFF) * fps:
             self._estimates.doubt(max(1.0, JUDGED_S * fps))
-        if self._lacking_s > LASTING_S:
-            return fps
         return max(kept.capacity_fps, fps)  # what was seen is possible, whatever is predicted
 
     def _correct(self, current: Choice, off: float) -> None:

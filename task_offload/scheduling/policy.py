@@ -92,14 +92,6 @@ class _State(NamedTuple):
     holds: bool
     judged: bool
 
-    @property
-    def disappoints(self) -> bool:
-        """Whether the mix in force has given less than predicted for so long that the throughput is believed.
-
-        Its unequal items wait for each other then, more than its shares can make up for.
-        """
-        return len(self.current.splits) > 1 and not self.holds and self.able_fps < self.kept.capacity_fps
-
 
 class ModelPolicy:
     """Chooses by the cost model. One per session; it knows no time but the observations'."""
@@ -166,8 +158,6 @@ class ModelPolicy:
         uncertain = Uncertainty(known)
         sure = [option for option in found if self._in_force(option) or uncertain.of(option) < SURE]
         best, meets = self._best(sure, state.demand_fps, state.aim_fps)
-        if _same(best, state.current) and state.disappoints:
-            best, meets = self._best(sure, state.demand_fps, state.aim_fps, mixes=False)
         probes = self._probing.choose(
             found,
             uncertain,
@@ -245,18 +235,16 @@ class ModelPolicy:
 
     # What is best
 
-    def _best(
-        self, found: Sequence[Option], demand_fps: float, aim_fps: float, mixes: bool = True
-    ) -> tuple[Choice, bool]:
+    def _best(self, found: Sequence[Option], demand_fps: float, aim_fps: float) -> tuple[Choice, bool]:
         """The cheapest choice that meets the demand, or else the fastest; and which of the two it is."""
         usable = [option for option in found if self._in_time(option)]
         if not usable:
             return cost_model.single(min(found, key=lambda option: option.latency_s)), False
         for fps in (aim_fps, demand_fps):
-            choice = cost_model.cheapest(usable, fps, mixes=mixes)
+            choice = cost_model.cheapest(usable, fps)
             if choice is not None:
                 return choice, True
-        return cost_model.fastest(usable, mixes=mixes), False
+        return cost_model.fastest(usable), False
 
     def _in_time(self, each: Choice | Option) -> bool:
         return self._judgement.latency_s(each) <= self._max_latency_s
