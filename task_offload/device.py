@@ -189,11 +189,10 @@ class OffloadRun(Run):
     def describe(self, shares: Mapping[str, float]) -> str:
         """What runs where, and what the model says of it."""
         splits = " + ".join(f"{split} ({share:.0%})" if len(shares) > 1 else split for split, share in shares.items())
-        predicted = self.model.predict() if self.model is not None else None
-        if predicted is None or self.link.away_since is not None:
+        model = self.model
+        if model is None or (predicted := model.predict()) is None or self.link.away_since is not None:
             return f", split {splits or '-'}"
-        rate = self._source_rate()
-        fps = min(predicted.capacity_fps, rate or math.inf)
+        fps = min(predicted.capacity_fps, model.source_rate)
         limit = "source" if fps < predicted.capacity_fps else predicted.limit
         return f", split {splits or '-'} (the model: {figure(fps, 4)} FPS, limited by the {limit})"
 

@@ -228,6 +228,7 @@ class Estimates:
         self.link = Link()
         self._trip_s = 0.0
         self._source: float | None = None
+        self._silent_s = 0.0  # since the source yielded something
         self._last: Observation | None = None
         self._efficiency = dict.fromkeys((RESOURCES[i] for i in (DEVICE, LINK, WORKERS, MAIN)), 1.0)
         self._newest_wins = False
@@ -347,7 +348,10 @@ class Estimates:
             free_s = max(observation.interval_s - observation.held_s, LEAST_FREE * observation.interval_s)
             self._source = max(self._source or 0.0, observation.captured / free_s)
             return
-        rate = observation.captured / observation.interval_s
+        self._silent_s += observation.interval_s
+        if not observation.captured:
+            return  # a pause is no rate
+        rate, self._silent_s = observation.captured / self._silent_s, 0.0
         if self._source is None or abs(rate - self._source) > SOURCE_STEP * self._source:
             self._source = rate
         else:
@@ -442,7 +446,7 @@ class Estimates:
         if unknown:
             raw_bytes, slowness = self._raw_payloads()
             largest = max(raw_bytes.values(), default=0.0)
-            small = {split: route for route in found if raw_bytes.get(split := route[0], PACKET_BYTES) < PACKET_BYTES}
+            small = {split: (split, codec) for split, codec in found if raw_bytes[split] < PACKET_BYTES}
             for split, codec in unknown:
                 if split in small:  # there is little that a codec could save
                     found[split, codec], spreads[split, codec] = found[small[split]], spreads[small[split]]

@@ -77,12 +77,9 @@ class Judgement:
         """Compares what was predicted with what came, and corrects the model for the resource that is the limit.
 
         Returns:
-            Throughput over the last `JUDGED_S`, or None if the splits in force are younger.
+            Throughput over the last `JUDGED_S`; the aim, where the source gave no more; None if the splits in force are
+            younger.
         """
-        if observation.finished:
-            self._late += LATE_PACE * (observation.late / observation.finished - self._late)
-            pace = LATENCY_UP if self._late > LATE_SHARE else LATENCY_DOWN
-            self._latency_factor = min(max(self._latency_factor * pace, 1.0), MOST_LATENCY_FACTOR)
         recent = self._recent
         if self._estimates.stepped:
             recent.clear()
@@ -90,11 +87,15 @@ class Judgement:
             # Where some were dropped, no more of them can be left than all that are on their way.
             self._before = min(self._before - observation.finished, observation.backlog)
             return None
+        if observation.finished:
+            self._late += LATE_PACE * (observation.late / observation.finished - self._late)
+            pace = LATENCY_UP if self._late > LATE_SHARE else LATENCY_DOWN
+            self._latency_factor = min(max(self._latency_factor * pace, 1.0), MOST_LATENCY_FACTOR)
         recent.append(
             _Past(
                 observation.interval_s,
                 observation.finished,
-                current.capacity_fps * observation.interval_s,
+                min(current.capacity_fps, self._estimates.source_rate) * observation.interval_s,
                 self._estimates.held(observation),
             )
         )
@@ -108,7 +109,7 @@ class Judgement:
         fps = finished / seconds
         if not held:
             self.lift *= 1.0 - LEARN
-            return min(fps, aim_fps)  # more was not possible, since there was no more
+            return aim_fps  # there was no more, so nothing is lacking
         off = finished / predicted - 1.0
         self.lift = min(max(self.lift + LEARN * (1.0 - fps / demand_fps), 0.0), MOST_LIFT)
         # The shares of a mix steer towards the aim, so there only what they could not level out counts.
@@ -117,8 +118,8 @@ class Judgement:
         self._correct(current, min(max(off, -MOST_OFF), MOST_OFF))
         return fps
 
-    def able_fps(self, fps: float | None, kept: Choice, demand_fps: float, interval_s: float) -> float:
-        """What the splits in force can do, by the model and by the throughput, which `add` gave."""
+    def believe(self, fps: float | None, kept: Choice, demand_fps: float, interval_s: float) -> float:
+        """Takes in the throughput that `add` gave. Returns what the splits in force can do, by it and by the model."""
         lacks = fps is not None and fps < ENOUGH * demand_fps
         self._lacking_s = self._lacking_s + interval_s if lacks else 0.0
         if fps is None:

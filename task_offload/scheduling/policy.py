@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from task_offload.scheduling import cost_model
-from task_offload.scheduling.cost_model import Choice, Option
+from task_offload.scheduling.cost_model import Choice, Costs, Option
 from task_offload.scheduling.estimates import Estimates, Known
 from task_offload.scheduling.judgement import ENOUGH, JUDGED_S, TOLERANCE, Judgement
 from task_offload.scheduling.observation import Decision, Observation, Route
@@ -80,7 +80,7 @@ class _State(NamedTuple):
         demand_fps: throughput that is asked for and that the source gives; `aim_fps`: the same with a margin.
         current: the choice in force.
         kept: with the best shares for what is predicted; `trimmed`: and for what came of late.
-        able_fps: throughput that it can give; `holds`: whether that and its latency do; `judged`: whether it was seen.
+        able_fps: throughput that it can give; `holds`: whether that and its latency do.
     """
 
     demand_fps: float
@@ -90,7 +90,6 @@ class _State(NamedTuple):
     trimmed: Choice
     able_fps: float
     holds: bool
-    judged: bool
 
 
 class ModelPolicy:
@@ -105,6 +104,7 @@ class ModelPolicy:
         start = min(goal.splits, key=lambda split: abs(split - goal.start))
         self._shares: dict[int, float] = {start: 1.0}
         self._codec = goal.codecs[0]
+        self._margin = 0.0  # capacity above the demand that a choice is to have
         self._switched_s = -math.inf
         self._left: tuple[frozenset[int], str] | None = None  # splits and codec before the last switch
         self._saved_s = -math.inf
@@ -127,6 +127,11 @@ class ModelPolicy:
             return None
         return self._current()
 
+    @property
+    def source_rate(self) -> float:
+        """Items a second that the source yields, as it says or as was seen; infinite if nothing was."""
+        return self._estimates.source_rate
+
     def most_inside(self) -> float:
         """How many items may be captured and not ended at a time, so that they keep to the latency that is allowed.
 
@@ -143,6 +148,7 @@ class ModelPolicy:
             return None
         now_s, estimates = observation.now_s, self._estimates
         estimates.add(observation)
+        self._margin = self._judgement.margin
         self._learned |= self._probing.take_in(observation)
         if self._codec not in estimates.codecs:
             return self._change_codec(observation)
@@ -175,7 +181,7 @@ class ModelPolicy:
         saves = self._saves(state, best, rested, least_gain_s, since_look_s)
         needed = self._needed(state, best, rested)
         if needed or saves:
-            reason = self._reason(state.current, best, needed, state.demand_fps, known)
+            reason = self._reason(state, best, needed)
             self._switch(state.current, needed, observation)
             return self._decision(best, reason, probes)
         trim = self._trim(state)
@@ -195,21 +201,20 @@ class ModelPolicy:
         return self._decision(self._current(), reason)
 
     def _state(self, observation: Observation) -> _State:
-        judgement, estimates = self._judgement, self._estimates
-        current = self._current()
-        demand_fps = max(LEAST_FPS, min(self._goal.target_fps, estimates.source_rate))
-        aim_fps = demand_fps * (1.0 + judgement.margin)
+        judgement, current = self._judgement, self._current()
+        demand_fps = max(LEAST_FPS, min(self._goal.target_fps, self.source_rate))
+        aim_fps = demand_fps * (1.0 + self._margin)
         fps = judgement.add(observation, current, demand_fps, aim_fps)
         kept = self._kept(current, aim_fps, None)
         trimmed = kept if fps is None else self._kept(current, aim_fps, fps)
-        able_fps = judgement.able_fps(fps, kept, demand_fps, observation.interval_s)
+        able_fps = judgement.believe(fps, kept, demand_fps, observation.interval_s)
         holds = able_fps >= ENOUGH * demand_fps and self._in_time(current)
-        return _State(demand_fps, aim_fps, current, kept, trimmed, able_fps, holds, fps is not None)
+        return _State(demand_fps, aim_fps, current, kept, trimmed, able_fps, holds)
 
     def _decision(self, choice: Choice, reason: str, probes: tuple[Route, ...] = (), routine: bool = False) -> Decision:
         self._shares = {split: share for split, share in choice.shares.items() if share > 0}
         self._codec = choice.codec
-        fps = min(choice.capacity_fps, self._estimates.source_rate)
+        fps = min(choice.capacity_fps, self.source_rate)
         return Decision(dict(self._shares), reason, self._codec, probes, fps, routine)
 
     # What is known
@@ -217,8 +222,12 @@ class ModelPolicy:
     def _options(self, known: Known, current: Choice) -> list[Option]:
         """All options. Those that send more than the choice in force must do with less of a link that moves."""
         most_bytes = current.share * current.first.size_bytes + (1.0 - current.share) * current.second.size_bytes
-        by_mean, by_less = (cost_model.options(each.costs) for each in (known, self._cautious(known)))
+        by_mean, by_less = (self._evaluated(each.costs) for each in (known, self._cautious(known)))
         return [mean if mean.size_bytes <= most_bytes else less for mean, less in zip(by_mean, by_less, strict=True)]
+
+    def _evaluated(self, costs: Costs) -> list[Option]:
+        """The options of these costs. The source is as fast as it is: the margin is one of all else."""
+        return cost_model.options(replace(costs, source_rate=(1.0 + self._margin) * costs.source_rate))
 
     def _cautious(self, known: Known) -> Known:
         """A link that moves is counted on for less than its mean."""
@@ -230,7 +239,7 @@ class ModelPolicy:
         return option.codec == self._codec and option.split in self._shares
 
     def _current(self) -> Choice:
-        found = cost_model.options(self._estimates.costs([(split, self._codec) for split in sorted(self._shares)]))
+        found = self._evaluated(self._estimates.costs([(split, self._codec) for split in sorted(self._shares)]))
         return cost_model.mixed(found[0], found[-1], self._shares[found[0].split])
 
     # What is best
@@ -264,7 +273,7 @@ class ModelPolicy:
             caught_up = cost_model.cheapest_share(first, second, aim_fps * (1.0 + lift + lacking))
             if caught_up is not None:
                 share = caught_up
-            elif lift:
+            elif lift > TOLERANCE:
                 share = cost_model.fastest_share(first, second)
         # The tie to one end is loose: leaving the set altogether is a switch, and needs its reason.
         return cost_model.mixed(first, second, min(max(share, MIN_SHARE), 1.0 - MIN_SHARE))
@@ -283,10 +292,10 @@ class ModelPolicy:
     def _has_rested(self, best: Choice, state: _State, now_s: float) -> bool:
         """Whether there may be a switch though the target is out of reach.
 
-        There is time then: each attempt at better waits longer than the one before, unless something changed.
+        There is time then: each attempt at better waits longer than the one before, unless it is far better.
         """
         rest_s = self._rest_s
-        if self._estimates.stepped and (state.judged or best.capacity_fps > FAR_FASTER * state.able_fps):
+        if best.capacity_fps > FAR_FASTER * state.able_fps:
             rest_s = min(rest_s, JUDGED_S)
         if (best.splits, best.codec) == self._left and best.capacity_fps < MUCH_FASTER * state.able_fps:
             rest_s = max(rest_s, TRIAL_S)  # it was worse than it looked a moment ago
@@ -349,17 +358,19 @@ class ModelPolicy:
         self._rest_s = min(2.0 * max(self._rest_s, JUDGED_S), MAX_PATIENCE_S)
         self._judgement.switched(observation.backlog)
 
-    def _reason(self, old: Choice, new: Choice, needed: bool, demand_fps: float, known: Known) -> str:
+    def _reason(self, state: _State, new: Choice, needed: bool) -> str:
+        old, demand_fps = state.current, state.demand_fps
         return Change(
             old=old,
             new=new,
             needed=needed,
             demand_fps=demand_fps,
+            able_fps=state.able_fps,
             reaches=new.capacity_fps >= ENOUGH * demand_fps,
             old_latency_s=self._judgement.latency_s(old),
             new_latency_s=self._judgement.latency_s(new),
             allowed_s=self._max_latency_s,
-            link_measured=math.isfinite(known.costs.link_bytes_per_s),
+            link_measured=math.isfinite(self._estimates.link.bytes_per_s),
             lossy_fps=self._lossy_fps(new),
         ).in_words(self._goal.tasks)
 

@@ -20,7 +20,7 @@ GAIN = 0.05  # a change of the set of splits must save or gain at least this, an
 PROBES_AT_ONCE = 4
 PROBE_WAIT_S = 4.0  # a probe that has not come back by then is lost
 PROBE_PAUSE_S = 5.0  # between probes while the target is met
-PROBE_SHARE = 0.1  # of the time since the last switch, what probes may cost beside what they give
+PROBE_SHARE = 0.1  # of the time since the last switch, what each round of probes may cost beside what it gives
 LINK_MATTERS = 0.5  # of its busiest resource's use, an option's use of the link
 HOPE = 0.9  # of its uncertainty, a cost may turn out to be lower
 

@@ -99,8 +99,10 @@ class Processor:
             self._add_delays(observation, observation.cpu_s, observation.delayed_s, busy_s, cores)
         else:
             self.cores = cores
-            # Threads that wait for each other's core are busy by the clock. More than all cores cannot be.
-            busy = busy_s / (interval_s * cores)
+            # Threads that wait for each other's core are busy by the clock. More than all cores cannot be, but a task
+            # that took longer than the interval began before it.
+            longest_s = max((each.busy_s / each.items for each in observation.device if each.items), default=0.0)
+            busy = busy_s / (max(interval_s, longest_s) * cores)
             self._crowd += (CROWD_PACE if abs(busy - self._crowd) < STEP * self._crowd else 1.0) * (busy - self._crowd)
         if self._stepped_to is None:
             self._stepped_to = self.cores

@@ -20,7 +20,7 @@ class Change:
     Attributes:
         old, new: the choices.
         needed: the old one does not do what is asked for; False if the new one only saves.
-        demand_fps: throughput that is asked for; infinite for all there is.
+        demand_fps: throughput that is asked for; infinite for all there is. `able_fps`: what the old choice gives.
         reaches: whether the new choice gives that.
         old_latency_s, new_latency_s: what an item takes, waiting included; `allowed_s`: what it may take.
         link_measured: whether it is known how fast the link is.
@@ -31,6 +31,7 @@ class Change:
     new: Choice
     needed: bool
     demand_fps: float
+    able_fps: float
     reaches: bool
     old_latency_s: float
     new_latency_s: float
@@ -76,6 +77,9 @@ class Change:
             return parts
         if not self.needed:
             return [f"{1e3 * new.cloud_s:.3g} ms of cloud time an item instead of {1e3 * old.cloud_s:.3g}"]
+        if old.capacity_fps >= demand_fps:
+            predicted = f"though {old.capacity_fps:.3g} were predicted"
+            return [f"it gave {self.able_fps:.3g} FPS of the {demand_fps:.4g} wanted, {predicted}"]
         if old.limit == cost_model.RESOURCES[cost_model.DEVICE]:
             device_ms = 1e3 * old.use_s[cost_model.DEVICE]
             return [f"the device needs {device_ms:.3g} ms an item, {demand_fps:.4g} FPS allow {1e3 / demand_fps:.3g}"]

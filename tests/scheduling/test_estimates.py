@@ -176,6 +176,14 @@ def test_a_live_source_is_as_fast_as_it_was_when_nothing_held_it() -> None:
     assert found.source_rate == pytest.approx(12.0)
 
 
+def test_a_source_slower_than_the_intervals_has_its_own_rate_and_a_pause_is_none() -> None:
+    found = estimates(*(observation(i * 0.5, interval_s=0.5, source_rate=None, captured=i % 2) for i in range(20)))
+    assert found.source_rate == pytest.approx(1.0)
+    for i in range(20, 60):
+        found.add(observation(i * 0.5, interval_s=0.5, source_rate=None, captured=0))
+    assert found.source_rate == pytest.approx(1.0)
+
+
 def test_what_a_limit_gave_corrects_its_prediction() -> None:
     found = estimates(observation(0.5))
     before = found.costs([(2, "none")]).cores

@@ -14,7 +14,7 @@ INTERVAL_S = 0.5
 FPS = 20.0  # of a device that needs 50 ms for an item
 
 
-def interval(number: int, finished: int, late: int = 0, backlog: int = 1000) -> Observation:
+def interval(number: int, finished: int, late: int = 0, backlog: int = 1000, held: bool = True) -> Observation:
     return Observation(
         now_s=INTERVAL_S * number,
         interval_s=INTERVAL_S,
@@ -25,7 +25,7 @@ def interval(number: int, finished: int, late: int = 0, backlog: int = 1000) -> 
         cloud=(TaskCost(), TaskCost(), TaskCost(10, 0.01, 10)),
         payloads={(2, "none"): PayloadCost(10, 10_000, 0.02, 10, 0.01)},
         source_rate=math.inf,
-        held_s=INTERVAL_S,
+        held_s=INTERVAL_S if held else 0.0,
         window=16,
         backlog=backlog,
         late=late,
@@ -43,17 +43,17 @@ class Judged:
     def choice(self) -> Choice:
         return cost_model.single(cost_model.options(self.estimates.costs([(2, "none")]))[0])
 
-    def see(self, finished: Iterable[int], late: int = 0, backlog: int = 1000) -> list[float | None]:
+    def see(self, finished: Iterable[int], late: int = 0, backlog: int = 1000, held: bool = True) -> list[float | None]:
         found = []
         for count in finished:
             self.number += 1
-            observation = interval(self.number, count, late, backlog)
+            observation = interval(self.number, count, late, backlog, held)
             self.estimates.add(observation)
             found.append(self.judgement.add(observation, self.choice(), FPS, FPS))
         return found
 
     def able_fps(self, fps: float | None, demand_fps: float, seconds: float) -> float:
-        return self.judgement.able_fps(fps, self.choice(), demand_fps, seconds)
+        return self.judgement.believe(fps, self.choice(), demand_fps, seconds)
 
 
 def test_throughput_is_judged_over_some_seconds() -> None:
@@ -93,6 +93,10 @@ def test_no_throughput_at_all_does_not_make_tasks_free() -> None:
     assert judged.choice().capacity_fps < 1.2 * FPS
 
 
+def test_a_source_that_gives_less_leaves_nothing_lacking() -> None:
+    assert Judged().see([3] * 8, held=False)[-1] == FPS
+
+
 def test_the_margin_follows_the_noise() -> None:
     quiet, noisy = Judged(), Judged()
     quiet.see([10] * 100)
@@ -124,3 +128,12 @@ def test_items_that_come_late_make_latencies_longer() -> None:
     assert judged.judgement.latency_s(choice) == pytest.approx(0.1)
     judged.see([10] * 40, late=5)
     assert judged.judgement.latency_s(choice) > 0.15
+
+
+def test_what_comes_late_after_an_outage_says_nothing_of_latencies() -> None:
+    judged = Judged()
+    judged.see([10])
+    choice = judged.choice()
+    judged.judgement.interrupted(400)
+    judged.see([10] * 40, late=10)
+    assert judged.judgement.latency_s(choice) == pytest.approx(choice.latency_s)

@@ -1,4 +1,5 @@
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -114,6 +115,13 @@ def test_where_delays_are_not_told_threads_that_are_busy_share_the_core() -> Non
     assert processor.own_s(1.0, 0.0) == pytest.approx(0.5)
     assert processor.cores == 1.0
     assert processor.share == 1.0
+
+
+def test_where_delays_are_not_told_a_task_may_be_longer_than_the_interval() -> None:
+    once = replace(seen(0.0, 0.0, 0.5, None, cores=1), device=(TaskCost(1, 1.25, 1), TaskCost()))
+    nothing = replace(once, device=(TaskCost(), TaskCost()))
+    processor = follow([nothing, nothing, once])
+    assert processor.own_s(1.25, 0.0) == pytest.approx(1.25)
 
 
 def test_a_process_that_gets_no_core_at_all_is_slow_and_breaks_nothing() -> None:

@@ -17,7 +17,7 @@ def option(split: int, busiest: str, busiest_s: float, cloud_s: float, codec: st
 
 
 HERE, THERE = option(3, "device", 0.1, 0.001), option(2, "link", 0.05, 0.02)
-CHANGE = Change(single(HERE), single(THERE), True, 16.0, True, 0.1, 0.1, math.inf, True, 0.0)
+CHANGE = Change(single(HERE), single(THERE), True, 16.0, 10.0, True, 0.1, 0.1, math.inf, True, 0.0)
 
 
 def test_a_device_that_is_too_slow() -> None:
@@ -28,6 +28,10 @@ def test_a_device_that_is_too_slow() -> None:
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
+        (
+            {"old": single(option(3, "link", 0.05, 0.001)), "able_fps": 12.34},
+            "it gave 12.3 FPS of the 16 wanted, though 20 were predicted",
+        ),
         ({"needed": False}, "20 ms of cloud time an item instead of 1"),
         ({"old": single(option(3, "link", 0.1, 0.001))}, "the link allows 10 FPS of the 16 wanted"),
         ({"reaches": False}, "no split reaches 16 FPS, this one is fastest; the limit is the link"),

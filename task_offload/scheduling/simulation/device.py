@@ -200,7 +200,6 @@ class SimulatedDevice:
         times: dict[Route, _Times] = {}
         while True:
             start = max(self._capture_free, starts[0])
-            captured_at = start
             if paced:
                 while self._arrival_s <= start:
                     waiting.append(self._arrival_s)
@@ -210,14 +209,12 @@ class SimulatedDevice:
                         dropped.captured += 1
                         dropped.dropped += 1
                 if not waiting:
-                    start = self._arrival_s
-                    waiting.append(start)
+                    waiting.append(self._arrival_s)
                     self._arrival_s += period_s
-                if start >= end_s:
-                    return
-                captured_at = waiting.popleft()
+                start = max(start, waiting[0])
             if start >= end_s:
                 return
+            captured_at = waiting.popleft() if paced else start
             route = self.mixer.next_route()
             t = times.get(route)
             if t is None:
