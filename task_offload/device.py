@@ -215,6 +215,7 @@ class OffloadRun(Run):
             pace_s=self.pace_s(),
             live=self.live or self.pace_s() is not None,
             items=config.items,
+            detours=self.chain.splits if config.mode == "auto" and self.model is not None else (),
             cpu=EmulatedCpu(config.emulate_cpu) if config.emulate_cpu else None,
         )
         self.signals.listen()

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter_ns, thread_time_ns
@@ -55,6 +55,7 @@ class Pipeline:
         pace_s: seconds between items, or None to take them as they come.
         live: the first task waits for its sensor, so only its CPU time counts as busy.
         items: how many to capture.
+        detours: splits, ascending, to which an item may go on where its arguments cannot travel.
         cpu: the emulated processor, or None.
     """
 
@@ -75,6 +76,7 @@ class Pipeline:
         pace_s: float | None = None,
         live: bool = False,
         items: int | None = None,
+        detours: Sequence[int] = (),
         cpu: EmulatedCpu | None = None,
     ) -> None:
         self._chain = chain
@@ -91,6 +93,7 @@ class Pipeline:
         self._pace_s = pace_s
         self._live = live
         self._items = items
+        self._detours = detours
         self._emulated = cpu is not None
         self._factor = cpu.factor if cpu is not None else 1.0
         self._stretched: Callable[[], AbstractContextManager[None]] = cpu.work if cpu is not None else nullcontext
@@ -262,38 +265,55 @@ class Pipeline:
         return bool(self._waiting) and self._waiting[0].item.sequence < self._next_sequence + self._most_ahead
 
     def _process(self, captured: _Captured) -> None:
-        item = captured.item
-        args = captured.args
-        captured.args = ()  # so that nothing here keeps an array longer than its item needs it
-        if item.split > 1:
-            with self._stretched():
-                outcome = self._runner.run(item, self._states, args, 1, item.split)
-            if self._emulated:
-                outcome.busy_ns[:] = map(self._stretch, outcome.busy_ns, outcome.cpu_ns)
-            self._meters.ran(1, outcome.busy_ns, outcome.cpu_ns, outcome.kind is Kind.CONTINUED)
-            if outcome.kind is Kind.FILTERED:
-                self._end(item, captured.codec, Ending.FILTERED, self._chain.names[outcome.task])
+        item, codec = captured.item, captured.codec
+        args, captured.args = captured.args, ()  # so that nothing here keeps an array longer than its item needs it
+        ran = 1
+        while (found := self._run(item, args, ran, codec)) is not None:
+            args = found
+            try:
+                entry = self._encode(item, args, codec)
+            except Exception as error:  # what cannot travel, or what a class of the app raises
+                problem = error
+            else:
+                self._in_order(entry)
                 return
-            if outcome.kind is Kind.FAILED:
-                self._end(item, captured.codec, Ending.DROPPED, self._failure(outcome, item))
+            following = next((split for split in self._detours if split > item.split), None)
+            if self._meters.cannot_travel(item.split, problem) and following is not None:
+                log.warning("split %d is not possible, so its items go on to %d: %s", item.split, following, problem)
+            if following is None:
+                outcome = Outcome(Kind.FAILED, item.split - 1, problem, [])
+                self._end(item, codec, Ending.DROPPED, self._failure(outcome, item))
                 return
-            args = outcome.value
-        self._encode(item, args, captured.codec)
+            self._meters.unsent(item.split, codec or self._codec)
+            ran, item.split = item.split, following
 
-    def _encode(self, item: Item, args: tuple[Any, ...], codec: str | None) -> None:
-        try:
-            with self._stretched():
-                started_ns, cpu_started_ns = perf_counter_ns(), thread_time_ns()
-                payload = self._encoder.encode(args, codec)
-                busy_ns, cpu_ns = perf_counter_ns() - started_ns, thread_time_ns() - cpu_started_ns
-        except Exception as error:  # what cannot travel, or what a class of the app raises
-            outcome = Outcome(Kind.FAILED, item.split - 1, error, [])
+    def _run(self, item: Item, args: tuple[Any, ...], ran: int, codec: str | None) -> tuple[Any, ...] | None:
+        """Runs the tasks from index `ran` to the item's split. Returns the next one's arguments; None if it ended."""
+        if item.split <= ran:
+            return args
+        with self._stretched():
+            outcome = self._runner.run(item, self._states, args, ran, item.split)
+        if self._emulated:
+            outcome.busy_ns[:] = map(self._stretch, outcome.busy_ns, outcome.cpu_ns)
+        self._meters.ran(ran, outcome.busy_ns, outcome.cpu_ns, outcome.kind is Kind.CONTINUED)
+        if outcome.kind is Kind.CONTINUED:
+            continued: tuple[Any, ...] = outcome.value
+            return continued
+        if outcome.kind is Kind.FILTERED:
+            self._end(item, codec, Ending.FILTERED, self._chain.names[outcome.task])
+        else:
             self._end(item, codec, Ending.DROPPED, self._failure(outcome, item))
-            return
+        return None
+
+    def _encode(self, item: Item, args: tuple[Any, ...], codec: str | None) -> Entry:
+        with self._stretched():
+            started_ns, cpu_started_ns = perf_counter_ns(), thread_time_ns()
+            payload = self._encoder.encode(args, codec)
+            busy_ns, cpu_ns = perf_counter_ns() - started_ns, thread_time_ns() - cpu_started_ns
         codec = codec or self._codec
         busy_s = self._stretch(busy_ns, cpu_ns) / 1e9
         self._meters.encoded(item.split, codec, payload.size_bytes, busy_s, cpu_ns / 1e9)
-        self._in_order(Entry(item.sequence, item.split, item.captured_s, payload, self._meters.tag(codec)))
+        return Entry(item.sequence, item.split, item.captured_s, payload, self._meters.tag(codec))
 
     def _failure(self, outcome: Outcome, item: Item) -> str:
         return f"task_error: {self._errors.failed(outcome, item.device, item.sequence)}"

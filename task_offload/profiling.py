@@ -26,13 +26,10 @@ from task_offload.scheduling import table
 from task_offload.scheduling.cost_model import Costs, Payload
 from task_offload.scheduling.estimates import Estimates
 from task_offload.scheduling.mix import PROBE_SPACING
-from task_offload.scheduling.observation import Decision, Observation, Policy, Route
+from task_offload.scheduling.observation import Decision, Observation, Route
 from task_offload.task import Chain, Item, load_app
-from task_offload.transport.exchange import DeviceSession
 from task_offload.wire.codec import Decoder, Encoder, padded_body
 from task_offload.wire.compression import available_codecs
-from task_offload.wire.messages import Totals
-from task_offload.wire.outbox import Acked
 
 LOCAL_ITEMS = 100
 RATE_ITEMS = 10  # that tell how fast a source is
@@ -247,37 +244,18 @@ class _Visitor:
         return None
 
 
-class _Session(OffloadRun):
-    """A run that notes why payloads cannot travel.
-
-    Attributes:
-        impossible: by split, the reason.
-    """
-
-    def __init__(self, config: DeviceConfig, chain: Chain, policy: Policy) -> None:
-        self.impossible: dict[int, str] = {}
-        super().__init__(config, chain, policy)
-
-    def learned(self, session: DeviceSession, acked: list[Acked], totals: Totals) -> None:
-        super().learned(session, acked, totals)
-        for entry, _ in acked:
-            _, refused, reason = entry.detail.partition(f"{PayloadError.__name__}: ")
-            if refused and session is self.session:
-                self.impossible.setdefault(entry.split, reason)
-
-
 def _measure_with_cloud(config: DeviceConfig, chain: Chain, codecs: tuple[str, ...]) -> Measured | None:
     """None if the session failed, which it has said itself."""
     split = config.split or chain.splits[-1]
     visitor = _Visitor(chain, codecs, split)
     items = config.items or len(visitor.estimates.routes) * VISITS * PROBE_SPACING
-    run = _Session(replace(config, split=split, target_fps=math.inf, items=items, report=None), chain, visitor)
+    run = OffloadRun(replace(config, split=split, target_fps=math.inf, items=items, report=None), chain, visitor)
     if run.run():
         return None
-    if not (run.books.finished or run.impossible) or run.signals.count:
+    if not (run.books.finished or run.meters.impossible) or run.signals.count:
         raise OffloadError("the session ended before every split was measured, so there is no profile; run it again")
     visitor.decide(run.observe(monotonic()))  # its last items
     # With the codecs that the cloud has.
-    routes = [route for route in visitor.estimates.routes if route[0] not in run.impossible]
+    routes = [route for route in visitor.estimates.routes if route[0] not in run.meters.impossible]
     how = f"measured on {items} items with {config.host}:{config.port}"
-    return Measured(visitor.estimates.known(routes).costs, how, run.impossible)
+    return Measured(visitor.estimates.known(routes).costs, how, run.meters.impossible)

@@ -189,6 +189,16 @@ def test_failing_tasks_cost_their_item_only(lab: Lab, split: int | None) -> None
     assert "task first failed on item 2 of device device" in log
 
 
+def test_automatic_mode_loses_nothing_where_a_payload_cannot_travel(lab: Lab) -> None:
+    server = lab.server("unlisted", "--no-tls")
+    device = lab.device("unlisted", "2", "1000000", "--no-tls", port=server.port)
+    report = device.finish()
+    server.stop()
+    assert report["items"]["completed"] == report["items"]["captured"] == 200
+    assert "2" not in report["splits"]
+    assert "split 2 is not possible, so its items go on to 3: a unlisted.Thing cannot travel" in device.err
+
+
 def test_a_changing_split_loses_repeats_and_reorders_nothing(lab: Lab) -> None:
     """Automatic mode on a device with a slow task, which goes to the cloud."""
     server = lab.server("counter", "--no-tls")

@@ -212,6 +212,17 @@ def test_what_cannot_travel_is_a_task_error() -> None:
     assert entry.detail.startswith("task_error: t2: PayloadError: ")
 
 
+def test_what_cannot_travel_goes_on_to_a_split_where_it_can(caplog: pytest.LogCaptureFixture) -> None:
+    chain = (numbers(3), lambda n: (True, (n, object())), lambda n, _: (True, n), last)
+    world = World(*chain, split=2, detours=(1, 2, 3))
+    assert [(entry.split, entry.ending, decoded(entry)) for entry in world.run()] == [(3, None, (n,)) for n in range(3)]
+    observed = world.meters.observe(0, 1, 0, 0, None, 1, 1, False)
+    assert observed.impossible == {2}
+    assert observed.unsent == {(2, "none"): 3}
+    assert dict(world.meters.splits) == {3: 3}
+    assert caplog.text.count("split 2 is not possible, so its items go on to 3: ") == 1
+
+
 def test_block_makes_the_first_task_wait() -> None:
     captured = []
 

@@ -76,6 +76,7 @@ class DeviceMeters:
         self.splits: Counter[int] = Counter()  # of the whole run
         self.captured = 0  # of the whole run, as all below up to `_clear`
         self.sent_bytes = 0
+        self.impossible: dict[int, str] = {}  # splits where arguments cannot travel, and why
         self.workers, self.main_share = 1.0, 1.0
         self._captured_before = 0
         self._clear()
@@ -110,6 +111,13 @@ class DeviceMeters:
         """An item ended without a payload."""
         with self._lock:
             self._unsent[split, codec] += 1
+
+    def cannot_travel(self, split: int, problem: Exception) -> bool:
+        """The arguments of an item cannot be encoded there. Returns whether that is new."""
+        with self._lock:
+            new = split not in self.impossible
+            self.impossible.setdefault(split, " ".join(str(problem).split()))
+            return new
 
     def encoded(self, split: int, codec: str, size_bytes: int, busy_s: float, cpu_s: float) -> None:
         """A payload was encoded."""
@@ -236,6 +244,7 @@ class DeviceMeters:
                 delayed_s=delays.seconds if delays is not None else None,
                 threads=delays.threads if delays is not None else 1.0,
                 codecs=codecs,
+                impossible=frozenset(self.impossible),
             )
             self._captured_before = self.captured
             self._payloads.clear()

@@ -207,6 +207,7 @@ class Estimates:
 
     Attributes:
         codecs: those that are allowed and that the cloud has; "none" where it has none of them.
+        splits: the allowed ones where payloads can travel; all of those left, if none of them can.
     """
 
     def __init__(self, splits: Sequence[int], stateful: Sequence[bool], codecs: Sequence[str]) -> None:
@@ -216,7 +217,7 @@ class Estimates:
         codecs: the allowed ones.
         """
         self._stateful = tuple(stateful)
-        self._splits = tuple(splits)
+        self.splits = tuple(splits)
         self._allowed_codecs = tuple(codecs)
         self.codecs = self._allowed_codecs
         tasks = range(len(stateful))
@@ -241,6 +242,7 @@ class Estimates:
         cloud = observation.codecs
         if cloud is not None:
             self.codecs = tuple(each for each in self._allowed_codecs if each in cloud) or ("none",)
+        self.splits = tuple(each for each in self.splits if each not in observation.impossible) or self.splits
         self._newest_wins |= observation.dropped > 0
         self.now_s = observation.now_s
         keep = math.exp(-observation.interval_s / MEMORY_S)
@@ -369,7 +371,7 @@ class Estimates:
     @property
     def routes(self) -> tuple[tuple[int, str], ...]:
         """Every allowed split with every codec that may be used."""
-        return tuple((split, codec) for codec in self.codecs for split in self._splits)
+        return tuple((split, codec) for codec in self.codecs for split in self.splits)
 
     def costs(self, routes: Sequence[tuple[int, str]]) -> Costs:
         """The costs of splits and codecs that are in force, and so measured where they run: the quick way."""

@@ -88,6 +88,7 @@ class Observation:
             not measured, and the CPU seconds of tasks and payloads neither.
         threads: how many of them wanted to run, as `observe.load.Delays` counts them.
         codecs: those that the cloud which is connected can decode; None for all.
+        impossible: splits where an item's arguments could not travel, in this whole run.
     """
 
     now_s: float
@@ -120,6 +121,7 @@ class Observation:
     delayed_s: float | None = None
     threads: float = 1.0
     codecs: Set[str] | None = None
+    impossible: Set[int] = frozenset()
 
     @property
     def fps(self) -> float:

@@ -152,6 +152,8 @@ class ModelPolicy:
         self._learned |= self._probing.take_in(observation)
         if self._codec not in estimates.codecs:
             return self._change_codec(observation)
+        if not self._shares.keys() <= set(estimates.splits):
+            return self._leave_impossible(observation)
         state = self._state(observation)
         worse = not state.holds and state.able_fps < (1.0 - TOLERANCE) * self._looked_fps
         if not (worse or self._learned or estimates.stepped) and now_s - self._looked_s < LOOK_AROUND_S:
@@ -200,10 +202,23 @@ class ModelPolicy:
         reason = f"payloads encoded with {new} instead of {old}: the cloud {cause}"
         return self._decision(self._current(), reason)
 
+    def _leave_impossible(self, observation: Observation) -> Decision:
+        """A split in force is one where some item could not travel."""
+        current = self._current()
+        left = ", ".join(str(split) for split in sorted(self._shares.keys() - set(self._estimates.splits)))
+        found = self._options(self._estimates.known(self._estimates.routes), current)
+        best, _ = self._best(found, *self._demand_and_aim_fps())
+        self._switch(current, True, observation)
+        return self._decision(best, f"split {left} is not possible: what the next task takes cannot travel")
+
+    def _demand_and_aim_fps(self) -> tuple[float, float]:
+        """Throughput that is asked for and that the source gives, and the same with a margin."""
+        demand_fps = max(LEAST_FPS, min(self._goal.target_fps, self.source_rate))
+        return demand_fps, demand_fps * (1.0 + self._margin)
+
     def _state(self, observation: Observation) -> _State:
         judgement, current = self._judgement, self._current()
-        demand_fps = max(LEAST_FPS, min(self._goal.target_fps, self.source_rate))
-        aim_fps = demand_fps * (1.0 + self._margin)
+        demand_fps, aim_fps = self._demand_and_aim_fps()
         fps = judgement.add(observation, current, demand_fps, aim_fps)
         kept = self._kept(current, aim_fps, None)
         trimmed = kept if fps is None else self._kept(current, aim_fps, fps)
@@ -378,7 +393,7 @@ class ModelPolicy:
         """Throughput if payloads were images and sent as JPEG, where the link matters and JPEG is not in use."""
         if new.use_s[cost_model.LINK] < LINK_MATTERS * max(new.use_s) or new.codec.startswith("jpeg"):
             return 0.0
-        known = self._cautious(self._estimates.known([(split, LOSSY) for split in self._goal.splits]))
+        known = self._cautious(self._estimates.known([(split, LOSSY) for split in self._estimates.splits]))
         return min(cost_model.fastest(cost_model.options(known.costs)).capacity_fps, known.costs.source_rate)
 
 

@@ -215,6 +215,29 @@ def test_a_codec_that_is_lost_is_left_at_once_though_others_are_there() -> None:
     assert decision.reason.startswith("payloads encoded with none instead of zstd: the cloud cannot decode zstd")
 
 
+class _Impossible:
+    """Split 3 turns out not to be possible."""
+
+    def __init__(self, goal: Goal, since_s: float) -> None:
+        self._policy, self._since_s = ModelPolicy(goal), since_s
+        self.start = self._policy.start
+
+    def decide(self, observation: Observation) -> Decision | None:
+        impossible = {3} if observation.now_s >= self._since_s else set()
+        return self._policy.decide(replace(observation, impossible=impossible))
+
+
+def test_a_split_that_is_not_possible_is_left_at_once_and_not_tried_again() -> None:
+    found = run(HEAVY, lambda _: _Impossible(goal_of(HEAVY), 30.0), 0)
+    assert any(3 in decision.shares for second, decision in found.decisions if second < 30.0)
+    later = [(second, decision) for second, decision in found.decisions if second >= 30.0]
+    assert later[0][0] == 30.0
+    assert later[0][1].reason == "split 3 is not possible: what the next task takes cannot travel"
+    for _, decision in later:
+        assert 3 not in decision.shares
+        assert 3 not in {route.split for route in decision.probes}
+
+
 def test_the_only_codec_that_is_asked_for_is_used_when_the_cloud_has_it() -> None:
     goal = replace(goal_of(NARROW), splits=(2,), start=2, codecs=("zstd",))
     found = run(NARROW, lambda _: _CloudsWithCodecs(goal, ((0.0, {"none"}), (20.0, set(ALL_CODECS)))), 0)
