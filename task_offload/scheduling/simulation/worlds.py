@@ -268,6 +268,8 @@ def worlds(traces: Mapping[str, Steps] | None = None) -> tuple[World, ...]:
         World("traffic, Pi 5, 40 Mbit/s", TRAFFIC, 15.0, always(PI_5), link_mbit=always(40), cores=1),
         World("traffic, Pi 5, four cores", TRAFFIC, 25.0, always(PI_5), cores=4, live=True, source_fps=30.0),
         World("traffic, Pi 4, live camera", TRAFFIC, 10.0, always(PI_4), live=True, source_fps=25.0, states_rate=False),
+        World("traffic, all of a camera", TRAFFIC, 15.0, always(2.8), link_mbit=always(40), live=True, source_fps=15.0,
+              states_rate=False),
         World("traffic, x86, slow link", TRAFFIC, 13.0, always(X86), link_mbit=always(6), codecs=ALL_CODECS),
         World("synthetic, Pi 4, filters", SYNTHETIC, 30.0, always(PI_4), link_mbit=always(30), codecs=ALL_CODECS),
         World("synthetic, Pi 3, filters", SYNTHETIC, 14.0, always(PI_3), link_mbit=always(30)),
