@@ -69,8 +69,8 @@ def in_turn(contenders: Sequence[T], rounds: int) -> Iterator[T]:
 
 
 def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median over the rounds of ours by theirs."""
-    return median(a / b for a, b in zip(ours, theirs, strict=True))
+    """The median of ours by theirs over the rounds that both have run: a benchmark may have been stopped in one."""
+    return median(a / b for a, b in zip(ours, theirs, strict=False))
 
 
 def verdict(ratio: float, at_least: float | None = None, at_most: float | None = None) -> str:
