@@ -273,19 +273,27 @@ class Pipeline:
             try:
                 entry = self._encode(item, args, codec)
             except Exception as error:  # what cannot travel, or what a class of the app raises
-                problem = error
+                ran = item.split
+                if not self._goes_on(item, codec, error):
+                    return
             else:
                 self._in_order(entry)
                 return
-            following = next((split for split in self._detours if split > item.split), None)
-            if self._meters.cannot_travel(item.split, problem) and following is not None:
-                log.warning("split %d is not possible, so its items go on to %d: %s", item.split, following, problem)
-            if following is None:
-                outcome = Outcome(Kind.FAILED, item.split - 1, problem, [])
-                self._end(item, codec, Ending.DROPPED, self._failure(outcome, item))
-                return
-            self._meters.unsent(item.split, codec or self._codec)
-            ran, item.split = item.split, following
+
+    def _goes_on(self, item: Item, codec: str | None, problem: Exception) -> bool:
+        """The item cannot travel at its split. It gets the next one where it may, or ends here: False."""
+        split = item.split
+        following = next((each for each in self._detours if each > split), None)
+        new = self._meters.cannot_travel(split, problem)
+        if following is None:
+            outcome = Outcome(Kind.FAILED, split - 1, problem, [])
+            self._end(item, codec, Ending.DROPPED, self._failure(outcome, item))
+            return False
+        if new:
+            log.warning("split %d is not possible, so its items go on to %d: %s", split, following, problem)
+        self._meters.unsent(split, codec or self._codec)
+        item.split = following
+        return True
 
     def _run(self, item: Item, args: tuple[Any, ...], ran: int, codec: str | None) -> tuple[Any, ...] | None:
         """Runs the tasks from index `ran` to the item's split. Returns the next one's arguments; None if it ended."""

@@ -343,6 +343,8 @@ class Estimates:
             self._trip_s = trip_s if not self._trip_s else min(trip_s, 1.02 * self._trip_s + 1e-4)
 
     def _add_source(self, observation: Observation) -> None:
+        since_s = self._silent_s + observation.interval_s
+        self._silent_s = 0.0 if observation.captured else since_s
         if observation.source_rate is not None:
             self._source = observation.source_rate
             return
@@ -350,10 +352,9 @@ class Estimates:
             free_s = max(observation.interval_s - observation.held_s, LEAST_FREE * observation.interval_s)
             self._source = max(self._source or 0.0, observation.captured / free_s)
             return
-        self._silent_s += observation.interval_s
         if not observation.captured:
             return  # a pause is no rate
-        rate, self._silent_s = observation.captured / self._silent_s, 0.0
+        rate = observation.captured / since_s
         if self._source is None or abs(rate - self._source) > SOURCE_STEP * self._source:
             self._source = rate
         else:

@@ -103,11 +103,9 @@ def _task_lines(names: Sequence[str], costs: Costs) -> Iterator[str]:
     yield f"{'task':<21}{'device ms':>10}{'cloud ms':>10}{'survival':>10}{sizes}"
     for row in task_rows(names, costs):
         payloads = row["payload_bytes"]
-        sizes = "".join(f"{_size(payloads[codec]):>9}" for codec in codecs if codec in payloads)
-        yield (
-            f"{row['task'][:20]:<21}{figure(row['device_ms']):>10}{figure(row['cloud_ms']):>10}"
-            f"{row['survival']:>10.0%}{sizes}"
-        )
+        sizes = "".join(f"{_size(payloads[codec]) if codec in payloads else '':>9}" for codec in codecs)
+        line = f"{row['task'][:20]:<21}{figure(row['device_ms']):>10}{figure(row['cloud_ms']):>10}"
+        yield f"{line}{row['survival']:>10.0%}{sizes}".rstrip()
 
 
 def _split_lines(rows: Sequence[Mapping[str, Any]], impossible: Mapping[int, str]) -> Iterator[str]:

@@ -182,6 +182,9 @@ def test_a_source_slower_than_the_intervals_has_its_own_rate_and_a_pause_is_none
     for i in range(20, 60):
         found.add(observation(i * 0.5, interval_s=0.5, source_rate=None, captured=0))
     assert found.source_rate == pytest.approx(1.0)
+    found.add(observation(30.0, interval_s=0.5, source_rate=None, captured=6, dropped=2))
+    found.add(observation(30.5, interval_s=0.5, source_rate=None, captured=6))
+    assert found.source_rate == pytest.approx(12.0)
 
 
 def test_what_a_limit_gave_corrects_its_prediction() -> None:
