@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 from typing import Any
 
 import pytest
 
+from task_offload import profiling, runner
+from task_offload.config import DeviceConfig
+from task_offload.scheduling.cost_model import Costs
+from task_offload.scheduling.table import split_rows
+from task_offload.task import Chain, Contract, Task
 from task_offload.wire.compression import available_codecs
 from tests.support.processes import Device, Lab
 
@@ -42,27 +48,67 @@ def test_a_slower_cpu_takes_longer_for_work_and_not_for_waiting(lab: Lab) -> Non
     assert "meets the target" in device.out
 
 
-def test_of_a_live_source_only_cpu_time_is_work_and_its_rate_is_the_limit(lab: Lab) -> None:
-    profiles = {}
-    for target in ("2", "60"):
-        device = lab.device("sensor", "--profile", "2", target, "--items", "5", "--emulate-cpu", "10")
-        profiles[target] = profile_of(device)
-        sense, look_up, _ = profiles[target]["tasks"]
-        assert sense["device_ms"] < 20
-        assert 10 <= look_up["cloud_ms"] < look_up["device_ms"] < look_up["cloud_ms"] + 90
-        for row in profiles[target]["splits"]:
-            assert row["fps"] <= 50
-            assert row["limit"] == "source"
-    assert all(row["meets_target"] for row in profiles["2"]["splits"])
-    assert not any(row["meets_target"] for row in profiles["60"]["splits"])
+class VirtualTime:
+    """In place of the clocks that tasks and encoding are timed by."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._now_ns = self._cpu_ns = 0
+        for module in (runner, profiling):
+            monkeypatch.setattr(module, "perf_counter_ns", lambda: self._now_ns)
+            monkeypatch.setattr(module, "thread_time_ns", lambda: self._cpu_ns)
+
+    def wait(self, ms: int) -> None:
+        self._now_ns += ms * 1_000_000
+
+    def work(self, ms: int) -> None:
+        self.wait(ms)
+        self._cpu_ns += ms * 1_000_000
 
 
-def test_a_sensor_that_is_off_is_not_asked_again(lab: Lab) -> None:
-    device = lab.device("sensor", "--profile", env={"COUNT": "2", "LOUD": "1"})
-    profile = profile_of(device)
-    assert profile["measured"].startswith("measured on 2 items here")
-    assert {row["limit"] for row in profile["splits"]} == {"source"}
-    assert device.out.count("the sensor is off") == 1
+def profile_a_sensor(time: VirtualTime, items: int, emulate_cpu: float, ends_after: int | None = None) -> Costs:
+    """Of a chain whose first task waits 18 ms and works 2 ms, and whose second waits 10 ms and works 1 ms."""
+    asked = itertools.count()
+
+    def sense() -> Any:
+        number = next(asked)
+        if number == ends_after:
+            return False
+        time.wait(18)
+        time.work(2)
+        return True, number
+
+    def look_up(number: int) -> Any:
+        time.wait(10)
+        time.work(1)
+        return True, number
+
+    tasks = (sense, look_up, lambda number: (True, number))
+    chain = Chain("test", tuple(Task(f"t{n}", task, Contract()) for n, task in enumerate(tasks, 1)), (), lambda _: None)
+    costs = profiling.measure_here(DeviceConfig(items=items, emulate_cpu=emulate_cpu), chain, ("none",)).costs
+    assert costs.source_rate == pytest.approx(50.0)
+    assert ends_after is None or next(asked) == ends_after + 1, "it is not asked again after its end"
+    return costs
+
+
+def test_of_a_live_source_only_cpu_time_is_work_and_its_rate_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = VirtualTime(monkeypatch)
+    costs = profile_a_sensor(time, items=5, emulate_cpu=2.0)
+    assert costs.device_s == pytest.approx([0.004, 0.012, 0.0])
+    assert costs.cloud_s == pytest.approx([0.002, 0.011, 0.0])
+    for target_fps in (2.0, 60.0):
+        for row in split_rows(costs, target_fps):
+            assert (row["fps"], row["limit"], row["meets_target"]) == (50.0, "source", target_fps == 2.0)
+    slower = profile_a_sensor(time, items=5, emulate_cpu=15.0)
+    assert slower.device_s == pytest.approx([0.03, 0.025, 0.0])
+    assert {row["limit"] for row in split_rows(slower)} == {"device"}
+
+
+def test_a_sensor_that_is_off_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = VirtualTime(monkeypatch)
+    costs = profile_a_sensor(time, items=100, emulate_cpu=1.0, ends_after=2)
+    assert costs.device_s == pytest.approx([0.002, 0.011, 0.0])
+    costs = profile_a_sensor(time, items=5, emulate_cpu=1.0, ends_after=7)  # while its rate is measured
+    assert costs.device_s == pytest.approx([0.002, 0.011, 0.0])
 
 
 def test_in_real_time_a_file_has_the_rate_that_it_says(lab: Lab) -> None:
