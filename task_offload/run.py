@@ -21,7 +21,7 @@ from task_offload.observe.meters import DeviceMeters
 from task_offload.observe.report import load_report, write_report
 from task_offload.observe.watchdog import Watchdog
 from task_offload.output import say
-from task_offload.task import Chain
+from task_offload.task import Chain, place_of
 from task_offload.wire.messages import Load
 
 WINDOW_S = 3.0  # between prints of the throughput
@@ -201,7 +201,8 @@ def open_source(chain: Chain, source: str | None) -> float | None:
     except (OffloadError, KeyboardInterrupt):
         raise
     except BaseException as error:  # sys.exit() too
-        raise SourceError(f"app {chain.app}: its open_source raised {type(error).__name__}: {error}") from error
+        raised = f"{type(error).__name__}: {error}{place_of(error)}"
+        raise SourceError(f"app {chain.app}: its open_source raised {raised}") from error
     if rate is not None and not (isinstance(rate, Real) and rate > 0):
         raise AppError(f"app {chain.app}: open_source returned {rate!r}; it returns a rate above 0, or None")
     return rate

@@ -228,10 +228,10 @@ def _import(app: str) -> ModuleType:
                 f"app {app}: OpenCV needs a system library ({error}); either  sudo apt install libgl1 libglib2.0-0  "
                 "or  pip uninstall opencv-python && pip install opencv-python-headless"
             ) from error
-        raise AppError(f"app {app}: its import raised {type(error).__name__}: {error}{_place(error)}") from error
+        raise AppError(f"app {app}: its import raised {type(error).__name__}: {error}{place_of(error)}") from error
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """Where the user's own code raised an error, or called what raised it; empty if it did neither."""
     installed = ("<", sysconfig.get_path("stdlib"), str(Path(__file__).parent))  # "<": importlib, which is frozen
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

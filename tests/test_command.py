@@ -128,7 +128,8 @@ def test_a_server_that_cannot_start(argv: list[str], says: str, capsys: pytest.C
 @pytest.mark.parametrize("source", ["gone", "raises"])
 @pytest.mark.parametrize("more", [[], ["--profile"], ["--demo"]])
 def test_a_source_that_does_not_open(source: str, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    says = {"gone": "camera 7 does not open", "raises": "its open_source raised ZeroDivisionError: by accident"}
+    accident = "its open_source raised ZeroDivisionError: by accident at source.py:22"
+    says = {"gone": "camera 7 does not open", "raises": accident}
     assert device_command(["--app", SOURCE, "--source", source, *more]) == 1
     assert says[source] in one_line(capsys, "iot_client_coordinator.py")
 

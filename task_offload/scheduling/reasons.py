@@ -73,7 +73,8 @@ class Change:
         if not self.reaches:
             parts = [f"no split reaches {demand_fps:.4g} FPS, this one is fastest; the limit is the {new.limit}"]
             if self.lossy_fps > (1.0 + WORTH_SAYING) * new.capacity_fps:
-                parts.append(f"--codec {LOSSY}, which changes images, would give up to {self.lossy_fps:.3g}")
+                lossy = f"--codec {LOSSY} (of images only, which it changes)"
+                parts.append(f"{lossy} would give up to {self.lossy_fps:.3g}")
             return parts
         if not self.needed:
             return [f"{1e3 * new.cloud_s:.3g} ms of cloud time an item instead of {1e3 * old.cloud_s:.3g}"]

@@ -292,7 +292,7 @@ def test_a_link_too_slow_for_lossless_payloads_says_what_a_lossy_codec_would_giv
     slow = replace(HEAVY, link_mbit=always(4.0), slowdown=always(6.0))
     reasons = [decision.reason for _, decision in switches(simulate(slow))]
     assert "no split reaches 15 FPS" in reasons[-1]
-    assert "--codec jpeg:90, which changes images, would give up to" in reasons[-1]
+    assert "--codec jpeg:90 (of images only, which it changes) would give up to" in reasons[-1]
     fast = replace(HEAVY, link_mbit=always(10_000.0), target_fps=1000.0)
     assert not [decision for _, decision in switches(simulate(fast)) if "jpeg" in decision.reason]
 

@@ -38,7 +38,7 @@ def test_a_device_that_is_too_slow() -> None:
         (
             {"reaches": False, "lossy_fps": 40.0},
             "no split reaches 16 FPS, this one is fastest; the limit is the link; "
-            "--codec jpeg:90, which changes images, would give up to 40",
+            "--codec jpeg:90 (of images only, which it changes) would give up to 40",
         ),
         ({"demand_fps": math.inf, "reaches": False}, "this is fastest; the limit is the link"),
         (
