@@ -16,6 +16,9 @@ from tests.support.processes import APPS, ROOT, Lab
 # A shell's background job ignores Ctrl-C, and so would all that the tests start; they are about what it does.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# NumPy's BLAS has a thread for each core, which spins for a while in each process that starts; nothing here uses them.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 SHARED = ROOT.parent / "shared" / "data"
 
 
