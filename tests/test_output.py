@@ -68,7 +68,8 @@ def test_a_run_ends_in_good_order_when_nobody_reads_any_more(
 ) -> None:
     """As with `| head -1`: the stream would never end by itself."""
     at = {"HOST": "127.0.0.1", "PORT": str(lab.server("counter", "--no-tls").port)} if split else {}
-    command = Command(lab, device(lab, *split), subprocess.PIPE, at)
+    # It notices with the next line, after 3 s; at a sensor's pace, since as fast as it can would be 3 s of two cores.
+    command = Command(lab, device(lab, *split), subprocess.PIPE, {**at, "CAPTURE_MS": "20"})
     commands.append(command)
     assert command.popen.stdout is not None
     command.popen.stdout.readline()

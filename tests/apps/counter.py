@@ -1,7 +1,7 @@
 """Numbers through five tasks: one filters, all are pure, the result of a number can be told without running them.
 
-COUNT ends the stream after so many items. CAPTURE_GATE, WORK_GATE and LAST_GATE hold items up. LABEL_MS is the fourth
-task's CPU time.
+COUNT ends the stream after so many items. CAPTURE_GATE, WORK_GATE and LAST_GATE hold items up. CAPTURE_MS is how long
+the sensor takes, LABEL_MS the fourth task's CPU time.
 """
 
 import itertools
@@ -13,6 +13,7 @@ from gates import Gate, say
 from task_offload.task import current_item
 
 _count = int(os.environ.get("COUNT", "0")) or None
+_capture_s = float(os.environ.get("CAPTURE_MS", "0")) / 1e3
 _label_s = float(os.environ.get("LABEL_MS", "0")) / 1e3
 _numbers = itertools.count()
 _gates = {}
@@ -28,6 +29,8 @@ def _wait(variable):
 def count():
     if not _wait("CAPTURE_GATE"):
         return False
+    if _capture_s:
+        time.sleep(_capture_s)
     number = next(_numbers)
     if _count is not None and number >= _count:
         return False
