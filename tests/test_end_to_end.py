@@ -108,10 +108,10 @@ def test_the_cloud_says_how_many_items_came_and_how_they_ended(lab: Lab, shared:
 def test_arguments_of_every_kind_travel_whole(lab: Lab) -> None:
     server = lab.server("typed", "--no-tls")
     results: dict[str, list[Any]] = {}
-    runs = [(split, quality) for split in (1, 2, 3, 4) for quality in ("0", "90")]
+    runs = [("1", "90"), ("2", "0"), ("2", "90"), ("3", "0"), ("3", "90"), ("4", "90")]  # pictures travel at 2 and 3
     devices = [
         lab.device(
-            "typed", str(split), "--picture-quality", quality, "--no-tls", port=server.port, name=f"{split}-{quality}"
+            "typed", split, "--picture-quality", quality, "--no-tls", port=server.port, name=f"{split}-{quality}"
         )
         for split, quality in runs
     ]
@@ -124,7 +124,7 @@ def test_arguments_of_every_kind_travel_whole(lab: Lab) -> None:
     first, *others = results.values()
     assert [result["number"] for result in first] == list(range(12))
     assert first[3]["deep"] == [1, 2.5, "é"]
-    assert len(others) == 7
+    assert len(others) == 5
     assert all(other == first for other in others)
 
 
