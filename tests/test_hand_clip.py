@@ -12,7 +12,7 @@ import pytest
 from benchmarks.equality import compare
 from tests.support.processes import Lab
 
-FRAMES = 120  # the first are empty, then the hand moves in
+FRAMES = 60  # half of them are empty, then the hand moves in
 
 
 @pytest.mark.timeout(180)
