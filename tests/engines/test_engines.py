@@ -76,13 +76,32 @@ class Bench:
         return [done.outcome.value for done in dones]
 
 
+HOW = "distributed.worker.multiprocessing-method"
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The address of a Dask cluster that all tests share: one of our own takes seconds to start."""
-    pytest.importorskip("distributed")
-    made = local_cluster(2)
-    yield made.scheduler_address
-    made.close()
+    """The address of a Dask cluster that all tests share: one of our own takes seconds to start.
+
+    Its workers are forked from a process that has imported Dask, since the tests kill them again and again.
+    """
+    dask, _ = pytest.importorskip("dask"), pytest.importorskip("distributed")
+    with dask.config.set({HOW: "forkserver"}):
+        made = local_cluster(2)
+        yield made.scheduler_address
+        made.close()
+
+
+@pytest.fixture
+def own_clusters() -> Iterator[None]:
+    """A cluster that an engine starts is as users have it: its workers are started afresh."""
+    try:
+        import dask
+    except ImportError:
+        yield
+        return
+    with dask.config.set({HOW: "spawn"}):
+        yield
 
 
 Make = Callable[..., Bench]
@@ -294,7 +313,7 @@ def test_workers_that_die_again_and_again_leave_nothing_held(name: str, make_ben
 
 
 @pytest.mark.timeout(60)
-def test_a_worker_of_a_local_cluster_comes_back_however_long_it_takes() -> None:
+def test_a_worker_of_a_local_cluster_comes_back_however_long_it_takes(own_clusters: None) -> None:
     dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
     dask.config.set({"distributed.deploy.lost-worker-timeout": "1 ms"})
     made = local_cluster(1)
@@ -313,6 +332,7 @@ def test_a_worker_of_a_local_cluster_comes_back_however_long_it_takes() -> None:
 @pytest.mark.parametrize("app", [DEEDS, STATEFUL])
 @pytest.mark.parametrize("name", REMOTE)
 def test_workers_that_die_while_they_have_nothing_to_do_cost_no_item(name: str, app: str, make_bench: Make) -> None:
+    others = set(multiprocessing.active_children())  # the shared cluster's
     bench = make_bench(name, app)
     try:
         lanes = [Lane() for _ in range(4)]
@@ -326,7 +346,7 @@ def test_workers_that_die_while_they_have_nothing_to_do_cost_no_item(name: str, 
                     os.kill(pid, signal.SIGKILL)
                     client.run_on_scheduler(until_gone, address)
         else:
-            for process in multiprocessing.active_children():
+            for process in set(multiprocessing.active_children()) - others:
                 process.kill()
                 process.join()
         for lane in lanes[2:]:
@@ -373,7 +393,7 @@ def test_a_unit_that_lets_no_other_thread_run_ends_too(name: str, make_bench: Ma
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_nothing_is_left_behind(name: str) -> None:
+def test_nothing_is_left_behind(name: str, own_clusters: None) -> None:
     if name == "dask":
         pytest.importorskip("distributed")
     gc.collect()
@@ -400,7 +420,9 @@ def test_what_waits_is_not_run_after_close(name: str, make_bench: Make) -> None:
 
 
 @pytest.mark.parametrize("name", REMOTE)
-def test_an_app_that_does_not_load_there_is_one_clear_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_app_that_does_not_load_there_is_one_clear_error(
+    name: str, monkeypatch: pytest.MonkeyPatch, own_clusters: None
+) -> None:
     if name == "dask":
         pytest.importorskip("distributed")
     monkeypatch.setenv("DEEDS_PID", str(os.getpid()))
@@ -411,7 +433,7 @@ def test_an_app_that_does_not_load_there_is_one_clear_error(name: str, monkeypat
 
 @pytest.mark.parametrize("name", REMOTE)
 def test_a_worker_that_dies_while_it_starts_is_started_again(
-    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own_clusters: None
 ) -> None:
     if name == "dask":
         pytest.importorskip("distributed")
