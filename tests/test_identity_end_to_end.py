@@ -33,7 +33,7 @@ def refused(lab: Lab, port: int, token: str, status: int = 1) -> str:
 
 def test_who_gets_in_and_who_does_not(lab: Lab) -> None:
     server = lab.server("counter")
-    good = lab.enroll("kitchen")  # while the server runs
+    good = lab.enroll_by_command("kitchen")  # while the server runs
     report = lab.device("counter", "2", "--items", "5", port=server.port, env=remote(good)).finish()
     assert report["items"]["captured"] == 5
     assert {row["device"] for row in server.rows()} == {"kitchen"}, "the token names the device"
@@ -51,7 +51,7 @@ def test_who_gets_in_and_who_does_not(lab: Lab) -> None:
     line = refused(lab, server.port, other_server)
     assert "has another certificate than the token names" in line
 
-    enrolled_again = lab.enroll("kitchen")
+    enrolled_again = lab.enroll_by_command("kitchen")
     assert "is not valid here" in refused(lab, server.port, good)
     lab.device("counter", "2", "--items", "5", port=server.port, env=remote(enrolled_again)).finish()
 

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from task_offload.transport.identity import CloudIdentity
+
 ROOT = Path(__file__).resolve().parents[2]
 APPS = ROOT / "tests" / "apps"
 PATIENCE_S = 30.0  # a test that waits so long has failed; no test needs it
@@ -230,6 +232,13 @@ def check_order(rows: Sequence[Row]) -> None:
         last[key] = row["sequence"]
 
 
+def pasted(line: str) -> str:
+    """The token that a shell has after this line."""
+    found = re.fullmatch(r"export OFFLOAD_TOKEN='([^']+)'", line)
+    assert found, line
+    return found[1]
+
+
 class Lab:
     """Starts coordinators in one folder, and ends whatever is left."""
 
@@ -317,13 +326,15 @@ class Lab:
         return {"PYTHONPATH": f"{folder}:{ROOT}"}
 
     def enroll(self, name: str) -> str:
+        """A token for a device: what the server's command does, without a process for it."""
+        return pasted(CloudIdentity(self.folder / "state").enroll(name))
+
+    def enroll_by_command(self, name: str) -> str:
         """A token for a device, as the server's command prints it."""
         argv = [str(ROOT / "cloud_server_coordinator.py"), "--state-dir", str(self.folder / "state"), "--enroll", name]
         command = self.python(*argv)
         command.wait(0)
-        found = re.fullmatch(r"export OFFLOAD_TOKEN='([^']+)'", command.out)
-        assert found, command.out
-        return found[1]
+        return pasted(command.out)
 
     def close(self) -> None:
         for gate in self._gates:
