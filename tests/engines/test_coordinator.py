@@ -12,27 +12,20 @@ from tests.support.processes import Lab, check_order
 from tests.support.shared_memory import left_of, mapped_by
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_processes_give_the_same_results_and_end_with_their_server(lab: Lab, end: signal.Signals) -> None:
+@pytest.mark.parametrize(("split", "end"), [("1", signal.SIGINT), ("3", signal.SIGTERM)])
+def test_processes_give_the_same_results_and_end_with_their_server(lab: Lab, split: str, end: signal.Signals) -> None:
     server = lab.server("counter", "--no-tls", "--engine", "processes", "--workers", "2")
     children = psutil.Process(server.pid).children(recursive=True)
     assert len(children) >= 2
-    for split in (1, 3):
-        device = lab.device(
-            "counter", str(split), "--no-tls", port=server.port, name=f"at-{split}", env={"COUNT": "60"}
-        )
-        device.finish()
+    lab.device("counter", split, "--no-tls", port=server.port, env={"COUNT": "60"}).finish()
     # As a terminal and systemd do it: to the server and to its workers.
     for each in [*children, psutil.Process(server.pid)]:
         each.send_signal(end)
     server.wait(0)
     rows = server.rows()
     check_order(rows)
-    for name in ("at-1", "at-3"):
-        ended = [
-            (row["sequence"], row["ending"], row["detail"], row["result"]) for row in rows if row["device"] == name
-        ]
-        assert ended == [(n, *expected_of_counter(n, name)) for n in range(60)]
+    ended = [(row["sequence"], row["ending"], row["detail"], row["result"]) for row in rows]
+    assert ended == [(n, *expected_of_counter(n, "device")) for n in range(60)]
     assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
