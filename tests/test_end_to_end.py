@@ -17,6 +17,7 @@ from tests.support.processes import PATIENCE_S, ROOT, Device, Lab, Row, Server, 
 
 pytestmark = pytest.mark.timeout(180)  # processes take their time on a busy machine
 COUNT = 60
+DEVICES = 12  # at once, three at each split; benchmarks.equality takes as many as one likes
 ONE_DEVICE = {"COUNT": str(COUNT)}
 
 
@@ -25,6 +26,22 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for `counter` that several tests use, each with a device name of its own."""
     lab = Lab(tmp_path_factory.mktemp("shared"))
     yield lab.server("counter", "--no-tls", env={"LOUD": "1"})
+    lab.close()
+
+
+@pytest.fixture(scope="module")
+def sourced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same for `source`."""
+    lab = Lab(tmp_path_factory.mktemp("sourced"))
+    yield lab.server("source", "--no-tls")
+    lab.close()
+
+
+@pytest.fixture(scope="module")
+def stateful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same for `stateful`."""
+    lab = Lab(tmp_path_factory.mktemp("stateful"))
+    yield lab.server("stateful", "--no-tls", "--workers", "4")
     lab.close()
 
 
@@ -129,15 +146,13 @@ def test_arguments_of_every_kind_travel_whole(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("split", [2, 3])
-def test_stateful_tasks_see_their_devices_items_in_order(lab: Lab, split: int) -> None:
-    server = lab.server("stateful", "--no-tls", "--workers", "4")
-    names = ["a", "b", "c"]
-    for device in [lab.device("stateful", str(split), "--no-tls", port=server.port, name=name) for name in names]:
+def test_stateful_tasks_see_their_devices_items_in_order(lab: Lab, stateful: Server, split: int) -> None:
+    names = [f"{each}-{split}" for each in "abc"]
+    for device in [lab.device("stateful", str(split), "--no-tls", port=stateful.port, name=name) for name in names]:
         device.finish()
-    server.stop()
     sums = [n * (n + 1) // 2 for n in range(1, 61)]
     for name in names:
-        rows = [row for row in server.rows() if row["device"] == name]
+        rows = rows_of(stateful, name)
         assert [row["result"] for row in rows if row["ending"] == "completed"] == [
             [n, sums[n - 1], sums[n - 1]] for n in range(2, 61, 2)
         ]
@@ -285,15 +300,16 @@ def test_duration_ends_the_stream(lab: Lab, shared: Server) -> None:
         assert report["duration_s"] >= 0.4
 
 
-def test_realtime_keeps_a_files_own_pace(lab: Lab) -> None:
-    server = lab.server("source", "--no-tls")
+def test_realtime_keeps_a_files_own_pace(lab: Lab, sourced: Server) -> None:
     fast = ("--source", "rate:100", "--realtime")
-    devices = [lab.device("source", "1", "--no-tls", *fast, port=server.port), lab.device("source", *fast)]
+    devices = [
+        lab.device("source", "1", "--no-tls", *fast, port=sourced.port, name="paced"),
+        lab.device("source", *fast),
+    ]
     for device in devices:
         report = device.finish()
         assert report["items"] == {**report["items"], "captured": 40, "completed": 40}
         assert report["duration_s"] >= 0.39  # 40 items at 100 a second
-    server.stop()
 
 
 @pytest.mark.parametrize("offloads", [True, False])
@@ -307,20 +323,19 @@ def test_duration_ends_a_run_whose_sensor_yields_nothing_more(lab: Lab, shared: 
     assert (items["captured"], items["completed"], items["dropped"]) == (2, 2, {})
 
 
-def test_newest_drops_the_oldest_waiting_item_and_counts_it(lab: Lab) -> None:
-    server = lab.server("source", "--no-tls")
+def test_newest_drops_the_oldest_waiting_item_and_counts_it(lab: Lab, sourced: Server) -> None:
     work = lab.gate("work")
     device = lab.device(
-        "source", "2", "--no-tls", "--source", "live", port=server.port, env={"WORK_GATE": str(work.path), "LOUD": "1"}
-    )
+        "source", "2", "--no-tls", "--source", "live", port=sourced.port, name="newest",
+        env={"WORK_GATE": str(work.path), "LOUD": "1"},
+    )  # fmt: skip
     device.wait_for("capture 39")  # the source never waited, though nothing could be worked on
     work.let(40)
     report = device.finish()
-    server.stop()
     dropped = report["items"]["dropped"]["overload"]
     assert report["items"]["completed"] == 40 - dropped
     assert dropped >= 30
-    rows = server.rows()
+    rows = rows_of(sourced, "newest")
     check_order(rows)
     assert [row["sequence"] for row in rows] == list(range(40))
     assert Counter((row["ending"], row["detail"]) for row in rows) == {
@@ -330,11 +345,10 @@ def test_newest_drops_the_oldest_waiting_item_and_counts_it(lab: Lab) -> None:
     assert rows[-1]["ending"] == "completed"  # the newest wins
 
 
-def test_block_makes_the_source_wait(lab: Lab) -> None:
-    server = lab.server("source", "--no-tls")
+def test_block_makes_the_source_wait(lab: Lab, sourced: Server) -> None:
     work, capture = lab.gate("work"), lab.gate("capture")
     device = lab.device(
-        "source", "2", "--no-tls", "--source", "live", "--overload", "block", port=server.port,
+        "source", "2", "--no-tls", "--source", "live", "--overload", "block", port=sourced.port, name="block",
         env={"WORK_GATE": str(work.path), "CAPTURE_GATE": str(capture.path), "LOUD": "1"},
     )  # fmt: skip
     capture.let(40)
@@ -342,7 +356,6 @@ def test_block_makes_the_source_wait(lab: Lab) -> None:
     work.let(40)
     capture.let(1)  # for the end of the stream
     report = device.finish()
-    server.stop()
     assert report["items"]["completed"] == 40
     assert report["items"]["dropped"] == {}
 
@@ -482,7 +495,7 @@ def test_the_server_ends_in_good_order_while_a_task_stays_in_opencv(lab: Lab) ->
     device.kill()
 
 
-def test_a_device_ends_in_good_order_while_a_task_stays_in_opencv(lab: Lab, shared: Server) -> None:
+def test_a_device_ends_in_good_order_while_a_task_stays_in_opencv(lab: Lab) -> None:
     server = lab.server("in_opencv", "--no-tls")
     device = lab.device("in_opencv", "2", "--no-tls", "--drain", "0", port=server.port, env={"LOUD": "1"})
     device.wait_for("in OpenCV")
@@ -564,10 +577,10 @@ def test_a_missing_package_is_one_line(lab: Lab, script: str) -> None:
     assert command.err == f"{script}.py: numpy is not installed; pip install -r requirements.txt"
 
 
-def test_twenty_devices_at_once_see_only_their_own_items(lab: Lab) -> None:
+def test_twelve_devices_at_once_see_only_their_own_items(lab: Lab) -> None:
     server = lab.server("counter")
     devices = {}
-    for number in range(20):
+    for number in range(DEVICES):
         name = f"device-{number}"
         devices[name] = lab.device(
             "counter", str(1 + number % 4), port=server.port, name=name, env={"COUNT": str(50 + number)}
@@ -579,9 +592,9 @@ def test_twenty_devices_at_once_see_only_their_own_items(lab: Lab) -> None:
     rows = server.rows()
     for number, name in enumerate(devices):
         check_counter(rows, name, 50 + number)
-    assert len(cloud["sessions"]) == 20
+    assert len(cloud["sessions"]) == DEVICES
     assert {each["device"]: each["items"]["captured"] for each in cloud["sessions"]} == {
-        f"device-{number}": 50 + number for number in range(20)
+        f"device-{number}": 50 + number for number in range(DEVICES)
     }
 
 
