@@ -97,6 +97,7 @@ def own_clusters() -> Iterator[None]:
     """A cluster that an engine starts is as users have it: its workers are started afresh."""
     try:
         import dask
+        import distributed  # noqa: F401 (its defaults must be there before, or the end of `set` takes them away)
     except ImportError:
         yield
         return
