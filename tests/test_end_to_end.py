@@ -17,7 +17,7 @@ from tests.support.processes import PATIENCE_S, ROOT, Device, Lab, Row, Server, 
 
 pytestmark = pytest.mark.timeout(180)  # processes take their time on a busy machine
 COUNT = 60
-DEVICES = 12  # at once, three at each split; benchmarks.equality takes as many as one likes
+DEVICES = 20  # at once
 ONE_DEVICE = {"COUNT": str(COUNT)}
 
 
@@ -577,7 +577,7 @@ def test_a_missing_package_is_one_line(lab: Lab, script: str) -> None:
     assert command.err == f"{script}.py: numpy is not installed; pip install -r requirements.txt"
 
 
-def test_twelve_devices_at_once_see_only_their_own_items(lab: Lab) -> None:
+def test_twenty_devices_at_once_see_only_their_own_items(lab: Lab) -> None:
     server = lab.server("counter")
     devices = {}
     for number in range(DEVICES):
