@@ -24,6 +24,7 @@ LINK_USE = 0.93  # of a link that is never idle, stages that wait for each other
 LINK_PEAK_MEMORY_S = 300.0
 LINK_STALE_PER_S, LINK_UNREST_STALE_PER_S = 0.006, 0.2  # what certainty of the link is lost with each second
 FIRST_SPREAD = 0.3  # relative standard deviation of one item's cost, until it is known
+ONCE, TWICE = 0.75, 1.5  # of what encoding took that was not seen twice, so much may be a first time's: fresh memory
 FREE = 0.1  # of the time: while payloads wait less for the window, the link is not the limit
 FULL = 0.85  # of the time: for so long payloads wait for the window where the link or the cloud is the limit
 STEP_SIGMAS = 4.0  # this far from the mean twice in a row, or twice as far once, is a step and not noise
@@ -171,7 +172,8 @@ class Known:
 
     Attributes:
         device, cloud: for each task on that side.
-        payloads, decodes: by (split, codec): of size and encoding together; of decoding in the cloud.
+        payloads, encodes, decodes: by (split, codec): of size and encoding together; of encoding, and of decoding in
+            the cloud, where they were measured.
         link: of the goodput.
         link_hope: how many times faster than estimated the link may be.
     """
@@ -182,6 +184,7 @@ class Known:
     payloads: dict[tuple[int, str], float]
     link: float
     link_hope: float
+    encodes: dict[tuple[int, str], float] = field(default_factory=dict)
     decodes: dict[tuple[int, str], float] = field(default_factory=dict)
 
 
@@ -191,6 +194,15 @@ class _Moved(NamedTuple):
     factor: float
     busy_s: float
     value_s: float
+
+
+class _KnownPayloads(NamedTuple):
+    """Payloads by (split, codec), and how uncertain they are, as in `Known`."""
+
+    payloads: dict[tuple[int, str], Payload]
+    spreads: dict[tuple[int, str], float]
+    encodes: dict[tuple[int, str], float]
+    decodes: dict[tuple[int, str], float]
 
 
 class _PayloadMeans:
@@ -379,17 +391,26 @@ class Estimates:
         ratio = self._speed_ratio()
         device_s = [a.value if a.count else b.value * ratio for a, b in zip(self._device, self._cloud, strict=True)]
         cloud_s = [b.value if b.count else a.value / ratio for a, b in zip(self._device, self._cloud, strict=True)]
-        return self._costs(device_s, cloud_s, self._known_payloads(routes, ratio)[0])
+        return self._costs(device_s, cloud_s, self._known_payloads(routes, ratio).payloads)
 
     def known(self, routes: Sequence[tuple[int, str]]) -> Known:
         """The costs of these splits and codecs as they are believed now, measured or not, and how sure they are."""
         now_s, ratio = self.now_s, self._speed_ratio()
         device_s, device_spread = _either(self._device, self._cloud, ratio, now_s)
         cloud_s, cloud_spread = _either(self._cloud, self._device, 1.0 / ratio, now_s)
-        payloads, payload_spread, decodes = self._known_payloads(routes, ratio)
-        costs = self._costs(device_s, cloud_s, payloads)
+        found = self._known_payloads(routes, ratio)
+        costs = self._costs(device_s, cloud_s, found.payloads)
         link = self.link
-        return Known(costs, device_spread, cloud_spread, payload_spread, link.spread(now_s), link.hope, decodes)
+        return Known(
+            costs,
+            device_spread,
+            cloud_spread,
+            found.spreads,
+            link.spread(now_s),
+            link.hope,
+            found.encodes,
+            found.decodes,
+        )
 
     def _costs(
         self, device_s: Sequence[float], cloud_s: Sequence[float], payloads: dict[tuple[int, str], Payload]
@@ -425,14 +446,12 @@ class Estimates:
                 there += b.value
         return here / there if there > 0 and here > 0 else CLOUD_SPEED
 
-    def _known_payloads(
-        self, routes: Sequence[tuple[int, str]], ratio: float
-    ) -> tuple[dict[tuple[int, str], Payload], dict[tuple[int, str], float], dict[tuple[int, str], float]]:
-        """Payloads measured, and for the others what other codecs and splits tell of them; how uncertain they are; and,
-        of those measured, how uncertain their decoding is."""
+    def _known_payloads(self, routes: Sequence[tuple[int, str]], ratio: float) -> _KnownPayloads:
+        """Payloads measured, and for the others what other codecs and splits tell of them."""
         found: dict[tuple[int, str], Payload] = {}
         spreads: dict[tuple[int, str], float] = {}
-        decode_spreads: dict[tuple[int, str], float] = {}
+        encodes: dict[tuple[int, str], float] = {}
+        decodes: dict[tuple[int, str], float] = {}
         unknown: list[tuple[int, str]] = []
         for route in routes:
             means = self._payloads.get(route)
@@ -441,11 +460,13 @@ class Estimates:
                 continue
             alike = self._alike(*route)
             encode_s = _pooled([each.encode for each in alike])
-            decodes = [each.decode for each in alike if each.decode.count]
-            decode_s = _pooled(decodes) if decodes else encode_s * self._decode_share(ratio)
+            decoded = [each.decode for each in alike if each.decode.count]
+            decode_s = _pooled(decoded) if decoded else encode_s * self._decode_share(ratio)
             found[route] = Payload(means.size.value, encode_s, decode_s)
             spreads[route] = max(means.size.spread(self.now_s), 0.5 * means.encode.spread(self.now_s))
-            decode_spreads[route] = min(each.decode.spread(self.now_s) for each in alike)
+            once = sum(each.encode.count for each in alike) < TWICE
+            encodes[route] = ONCE if once else min(each.encode.spread(self.now_s) for each in alike)
+            decodes[route] = min(each.decode.spread(self.now_s) for each in alike)
         if unknown:
             raw_bytes, slowness = self._raw_payloads()
             largest = max(raw_bytes.values(), default=0.0)
@@ -458,7 +479,7 @@ class Estimates:
                 raw = raw_bytes.get(split, largest)
                 found[split, codec] = Payload(raw * share, raw * encode_s * slowness, raw * decode_s)
                 spreads[split, codec] = UNKNOWN_CODEC if split in raw_bytes else 1.0
-        return found, spreads, decode_spreads
+        return _KnownPayloads(found, spreads, encodes, decodes)
 
     def _alike(self, split: int, codec: str) -> list[_PayloadMeans]:
         """What is known of this split and codec, of other codecs that make no smaller or larger payloads of it, and of

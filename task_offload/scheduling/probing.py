@@ -85,7 +85,7 @@ class Probing:
                 continue
             hopeful.append(uncertain.hopeful(option))
             unclear = uncertain.cloud_s(cost_model.single(option)) > CLEAR * option.cloud_s
-            if unclear or max(uncertain.of(option), uncertain.link_of(option)) >= SURE:
+            if unclear or max(uncertain.of(option), uncertain.encode(option), uncertain.link_of(option)) >= SURE:
                 unsure.add(route)
         probes: list[Route] = []
         cost_s = 0.0
@@ -130,7 +130,9 @@ class Uncertainty:
         self.reach = [1.0]
         for share in known.costs.survival:
             self.reach.append(max(self.reach[-1] * share, 1e-3))
+        self._costs = known.costs
         self._payloads = known.payloads
+        self._encodes = known.encodes
         self._decodes = known.decodes
         self._decode_s = {route: payload.decode_s for route, payload in known.costs.payloads.items()}
         self._link = known.link
@@ -157,6 +159,10 @@ class Uncertainty:
         """That of the link, where the link matters to the option."""
         return self._link if option.use_s[cost_model.LINK] > LINK_MATTERS * option.busiest_s else 0.0
 
+    def encode(self, option: Option) -> float:
+        """That of encoding alone, where it was measured: what was seen once is believed, but not for ever."""
+        return self._encodes.get((option.split, option.codec), 0.0)
+
     def hopeful(self, option: Option) -> Option:
         """The option as good as it may be."""
         split = option.split
@@ -164,6 +170,8 @@ class Uncertainty:
         cloud_s = option.cloud_s - HOPE * self.cloud_s(cost_model.single(option))
         size = (1.0 - self._payloads[split, option.codec]) / self._link_hope  # one never seen may be next to nothing
         use_s = list(option.use_s)
+        encode_s = self._costs.payloads[split, option.codec].encode_s
+        use_s[cost_model.DEVICE] -= HOPE * self.encode(option) * self.reach[split] * encode_s / self._costs.cores
         for resource, factor in (
             (cost_model.DEVICE, device),
             (cost_model.STAGE, device),

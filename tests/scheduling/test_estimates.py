@@ -5,6 +5,7 @@ import pytest
 
 from task_offload.scheduling.estimates import MEMORY_S, UNKNOWN_CODEC, Estimates, Known, Link, Mean
 from task_offload.scheduling.observation import Observation, PayloadCost, TaskCost
+from task_offload.scheduling.probing import SURE
 
 KEEP = math.exp(-0.5 / MEMORY_S)
 
@@ -244,6 +245,18 @@ def test_splits_with_payloads_as_large_share_their_times_and_how_sure_these_are(
     assert alike.decodes[1, "none"] == alike.decodes[2, "none"] < 0.1
     assert other.costs.payloads[1, "none"] == pytest.approx((60_000, 0.005, 0.0025))
     assert other.decodes[1, "none"] > 0.25
+
+
+def test_what_was_encoded_once_is_unsure_and_what_was_encoded_twice_is_not() -> None:
+    found = estimates(observation(0.5))
+    unsure = []
+    for i in (2, 3):
+        found.add(observation(0.5 * i, payloads={(1, "none"): PayloadCost(1, 400_000, 0.004, 1, 0.002)}))
+        known = found.known([(1, "none"), (2, "none")])
+        assert known.payloads[1, "none"] < SURE, "it may be chosen all the same"
+        assert known.encodes[2, "none"] < SURE
+        unsure.append(known.encodes[1, "none"] > SURE)
+    assert unsure == [True, False]
 
 
 def test_under_a_quota_tasks_cost_their_cpu_time_and_a_stalled_device_leaves_its_link_fast() -> None:

@@ -78,6 +78,18 @@ def test_what_the_cloud_takes_is_probed_until_it_was_told_more_than_once() -> No
     assert choose(Probing(), decoding(0.1), 4.0, split=1) == ()
 
 
+def test_what_was_encoded_once_is_tried_again_if_the_first_time_alone_makes_it_look_slow() -> None:
+    payloads = {(1, "none"): Payload(1000, 0.2, 0.001), (2, "none"): Payload(1000, 0.001, 0.001)}
+    slow = replace(known().costs, payloads=payloads)
+
+    def encoding(spread: float) -> Known:
+        sure = dict.fromkeys(payloads, 0.05)
+        return replace(known(), costs=slow, payloads=sure, encodes={(1, "none"): spread, (2, "none"): 0.05})
+
+    assert choose(Probing(), encoding(0.75), 12.0) == (Route(1, "none"),)
+    assert choose(Probing(), encoding(0.15), 12.0) == ()
+
+
 def test_the_fewer_items_survive_the_more_are_sent_for_one_payload() -> None:
     assert choose(Probing(), known(survival=0.4), 40.0) == (Route(1, "none"),) * 2
 
