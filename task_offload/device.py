@@ -20,7 +20,7 @@ from task_offload.errors import ConfigError, LinkError
 from task_offload.local_run import LocalRun
 from task_offload.observe.load import DelayMeter
 from task_offload.pipeline import Pipeline
-from task_offload.run import MOST_WINDOWS, Run, in_words, open_source, share_of
+from task_offload.run import MOST_WINDOWS, Run, device_cores, in_words, open_source, share_of
 from task_offload.runner import settle
 from task_offload.scheduling.mix import Mixer
 from task_offload.scheduling.observation import Observation, Policy, Route
@@ -45,7 +45,6 @@ DECISION_S = 0.5  # between looks of the scheduler
 LOAD_S = 2.0
 MEMORY_SPOOL_BYTES = 64 * 1024 * 1024
 DISK_SPOOL_BYTES = 1024 * 1024 * 1024
-MOST_WORKERS = 8
 ROOM_ENTRIES = 2  # that wait for the window: one goes as soon as it opens, one follows
 
 
@@ -105,8 +104,7 @@ class OffloadRun(Run):
         assert config.split is not None
         if not config.use_tls:
             check_no_tls_addresses(config.host)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.cores = 1 if config.emulate_cpu else min(cores, MOST_WORKERS)
+        self.cores = device_cores(config)
         self._codecs = available_codecs() if config.codec == "auto" else (config.codec,)
         self._cloud_codecs = frozenset(self._codecs)
         self.model: ModelPolicy | None = None
@@ -118,7 +116,7 @@ class OffloadRun(Run):
             self.model = ModelPolicy(
                 Goal(
                     tasks=chain.names,
-                    stateful=tuple(task.contract.stateful for task in chain.tasks),
+                    stateful=chain.stateful,
                     splits=chain.splits if config.target_fps is not None else (config.split,),
                     start=config.split,
                     target_fps=config.target_fps or math.inf,
@@ -211,7 +209,7 @@ class OffloadRun(Run):
             put=self._put,
             carry=self.link.carry,
             newest=self._newest,
-            workers=self.cores,
+            cores=self.cores,
             pace_s=self.pace_s(),
             live=self.live or self.pace_s() is not None,
             items=config.items,

@@ -21,6 +21,7 @@ from task_offload.emulated_cpu import EmulatedCpu
 from task_offload.errors import OffloadError
 from task_offload.observe.meters import DeviceMeters
 from task_offload.runner import Kind, Outcome, Runner, States, TaskErrorLog, TaskThread, pause_s
+from task_offload.scheduling.cost_model import compute_threads
 from task_offload.scheduling.observation import MOST_AHEAD, Route
 from task_offload.task import Chain, Item
 from task_offload.wire.codec import Encoder
@@ -51,7 +52,7 @@ class Pipeline:
         put: takes the entries, in sequence order; one caller at a time, so it must be quick.
         carry: called after that, to send what was put; never waits.
         newest: drop the oldest waiting item instead of waiting.
-        workers: threads that run tasks 2 to N; one if any of them may keep state.
+        cores: K, cores that the tasks may use.
         pace_s: seconds between items, or None to take them as they come.
         live: the first task waits for its sensor, so only its CPU time counts as busy.
         items: how many to capture.
@@ -72,7 +73,7 @@ class Pipeline:
         put: Callable[[Entry], None],
         carry: Callable[[], None],
         newest: bool,
-        workers: int,
+        cores: int,
         pace_s: float | None = None,
         live: bool = False,
         items: int | None = None,
@@ -112,8 +113,7 @@ class Pipeline:
         self._order = threading.Lock()
         self._done: dict[int, Entry] = {}
         self._next_sequence = 0
-        if chain.stateful_between(1, chain.splits[-1]):
-            workers = 1
+        workers = compute_threads(chain.stateful, chain.splits, cores)
         self._most_ahead = MOST_AHEAD * workers
         self._room = workers + 1
         self.error: OffloadError | None = None

@@ -20,10 +20,10 @@ from task_offload.device import OffloadRun, check_split
 from task_offload.errors import OffloadError, PayloadError, ProtocolError
 from task_offload.observe.report import write_report
 from task_offload.output import deliver
-from task_offload.run import open_source
+from task_offload.run import device_cores, open_source
 from task_offload.runner import Kind, Outcome, Runner, States
 from task_offload.scheduling import table
-from task_offload.scheduling.cost_model import Costs, Payload
+from task_offload.scheduling.cost_model import Costs, Payload, compute_threads
 from task_offload.scheduling.estimates import Estimates
 from task_offload.scheduling.mix import PROBE_SPACING
 from task_offload.scheduling.observation import Decision, Observation, Route
@@ -204,19 +204,20 @@ def measure_here(config: DeviceConfig, chain: Chain, codecs: tuple[str, ...]) ->
         here.measure_item()
     if not times[0].count:
         raise OffloadError("the source yielded no item to measure; give another --source")
-    link, factor = config.emulate_link, config.emulate_cpu or 1.0
+    link, factor, cores = config.emulate_link, config.emulate_cpu or 1.0, device_cores(config)
     costs = Costs(
         device_s=[each.mean_s(factor) for each in times],
         cloud_s=[each.mean_s() for each in times],
         survival=[count / each.count if each.count else 1.0 for count, each in zip(here.survived, times, strict=True)],
-        stateful=[task.contract.stateful for task in chain.tasks],
+        stateful=chain.stateful,
         payloads={
             (split, codec): sums.costs(factor)
             for (split, codec), sums in here.payloads.items()
             if sums.encode.count and split not in here.impossible
         },
         link_bytes_per_s=link.bytes_per_s if link else math.inf,
-        cores=1 if config.emulate_cpu else os.cpu_count() or 1,
+        threads=compute_threads(chain.stateful, chain.splits, cores),
+        cores=cores,
         workers=os.cpu_count() or 1,
         round_trip_s=2 * link.delay_s if link else 0.0,
         source_rate=here.source_rate(),
@@ -230,7 +231,7 @@ class _Visitor:
     """A policy that only looks: it visits every split with every codec."""
 
     def __init__(self, chain: Chain, codecs: tuple[str, ...], start: int) -> None:
-        self.estimates = Estimates(chain.splits, [task.contract.stateful for task in chain.tasks], codecs)
+        self.estimates = Estimates(chain.splits, chain.stateful, codecs)
         self._decision = Decision(
             {start: 1.0}, "measuring every split", codecs[0],
             tuple(Route(*route) for route in self.estimates.routes) * VISITS,

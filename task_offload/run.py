@@ -26,6 +26,7 @@ from task_offload.wire.messages import Load
 
 WINDOW_S = 3.0  # between prints of the throughput
 MOST_WINDOWS = 10_000  # in the report: the newest, of a run of months
+MOST_CORES = 8  # that a device uses: more threads would wait for the interpreter's lock
 
 
 class Signals:
@@ -183,6 +184,14 @@ class Run:
             print(f"iot_client_coordinator.py: {error}", file=sys.stderr, flush=True)
             return 1
         return 130 if self.signals.count > 1 else 0
+
+
+def device_cores(config: DeviceConfig) -> int:
+    """K, the cores that this device may use."""
+    if config.emulate_cpu is not None:
+        return 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(allowed, MOST_CORES)
 
 
 def open_source(chain: Chain, source: str | None) -> float | None:

@@ -171,9 +171,14 @@ class Chain:
         highest = min([len(pins) - 1] + [i for i, side in enumerate(pins) if side == "cloud"])
         return tuple(range(lowest, highest + 1))
 
+    @property
+    def stateful(self) -> tuple[bool, ...]:
+        """For each task, whether it keeps state."""
+        return tuple(task.contract.stateful for task in self.tasks)
+
     def stateful_between(self, begin: int, end: int) -> bool:
         """Whether any of the tasks with index begin to end-1 keeps state."""
-        return any(task.contract.stateful for task in self.tasks[begin:end])
+        return any(self.stateful[begin:end])
 
 
 def load_app(app: str) -> Chain:

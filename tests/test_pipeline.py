@@ -39,7 +39,7 @@ class World:
         self.carried = 0  # of the entries
         self.room = True
         self.routes: Iterator[Route] | None = None
-        given: dict[str, Any] = {"newest": False, "workers": 1, **more}
+        given: dict[str, Any] = {"newest": False, "cores": 1, **more}
         split = given.pop("split", 1)
         self.next_route: Callable[[], Route] = lambda: next(self.routes) if self.routes else Route(split)
         self.pipeline = Pipeline(
@@ -54,7 +54,7 @@ class World:
             self._put,
             self._carry,
             given.pop("newest"),
-            given.pop("workers"),
+            given.pop("cores"),
             **given,
         )
 
@@ -147,7 +147,7 @@ def test_the_order_is_restored_behind_several_workers() -> None:
                 others.set()
         return True, n
 
-    world = World(numbers(10), work, last, split=2, workers=3)
+    world = World(numbers(10), work, last, split=2, cores=3)
     assert [entry.sequence for entry in world.run()] == list(range(10))
     assert sorted(seen) == list(range(1, 10))
 
@@ -162,7 +162,7 @@ def test_no_more_is_done_before_an_item_than_is_kept() -> None:
         done.append(n)
         return True, n
 
-    world = World(numbers(100), work, last, split=2, newest=True, workers=2)
+    world = World(numbers(100), work, last, split=2, newest=True, cores=2)
     world.pipeline.start()
     world.pipeline._capture_thread.join(PATIENCE_S)
     assert len(done) < 2 * MOST_AHEAD
@@ -171,13 +171,13 @@ def test_no_more_is_done_before_an_item_than_is_kept() -> None:
 
 
 def test_stateful_tasks_get_one_worker() -> None:
-    world = World(numbers(1), lambda n: (True, n), last, contracts={2: Contract("device", True)}, split=2, workers=4)
+    world = World(numbers(1), lambda n: (True, n), last, contracts={2: Contract("device", True)}, split=2, cores=4)
     assert len(world.pipeline._workers) == 1
     world.run()
 
 
 def test_splits_may_change_with_every_item() -> None:
-    world = World(numbers(30), lambda n: (True, (n, "a")), lambda n, a: (True, (n, a, "b")), last, workers=2)
+    world = World(numbers(30), lambda n: (True, (n, "a")), lambda n, a: (True, (n, a, "b")), last, cores=2)
     world.routes = (Route(1 + n % 3) for n in range(100))
     for n, entry in enumerate(world.run()):
         assert (entry.sequence, entry.split) == (n, 1 + n % 3)

@@ -41,6 +41,7 @@ class Costs:
         device_s, cloud_s: each task's time on that side.
         survival: of the items that reach a task, the share that it lets continue.
         stateful: which tasks keep state, and so run on one item at a time.
+        threads: of the device, that run tasks 2 to N and encode, each one item at a time; see `compute_threads`.
         payloads: by (split, codec).
         link_bytes_per_s: the link's goodput.
         cores: K, cores that the device may use; a fraction where they are shared.
@@ -60,6 +61,7 @@ class Costs:
     stateful: Sequence[bool]
     payloads: Mapping[tuple[int, str], Payload]
     link_bytes_per_s: float = math.inf
+    threads: int = 1
     cores: float = 1.0
     rest_s: float = 0.0
     core_share: float = 1.0
@@ -69,6 +71,17 @@ class Costs:
     window: int = 1_000_000
     source_rate: float = math.inf
     room: int | None = None
+
+
+def compute_threads(stateful: Sequence[bool], splits: Sequence[int], cores: int) -> int:
+    """How many threads of a device run tasks 2 to N: one if any task that may run there keeps state.
+
+    Arguments:
+        stateful: for each task of the chain, whether it keeps state.
+        splits: the allowed ones, ascending.
+        cores: K, cores that the device may use.
+    """
+    return 1 if any(stateful[1 : splits[-1]]) else cores
 
 
 class Option(NamedTuple):
@@ -121,15 +134,13 @@ def options(costs: Costs) -> list[Option]:
         work_s = q * payload.decode_s + cloud_work[split]
         # A chain that keeps state in the cloud runs there one item at a time, decoding included.
         workers = min(costs.workers, 1.0) if last_stateful >= split else costs.workers
-        alone_s = max(
-            [costs.device_s[0]] + [reach[i] * costs.device_s[i] for i in range(1, split) if costs.stateful[i]]
-        )
-        alone_s /= costs.core_share
+        computing_s = device_work[split] - device_work[1] + q * payload.encode_s
+        stage_s = max(costs.device_s[0], computing_s / costs.threads) / costs.core_share
         trip_s = costs.round_trip_s + transfer_s + (work_s + main_s) / max(q, 1e-6)
         device_s = (device_work[split] + q * payload.encode_s + costs.rest_s) / costs.cores
         use_s = (
             device_s,
-            alone_s,
+            stage_s,
             q * transfer_s,
             work_s / workers,
             main_s / costs.main_share,

@@ -11,7 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from task_offload.scheduling.cost_model import DEVICE, LINK, MAIN, RESOURCES, WORKERS, Costs, Payload
+from task_offload.scheduling.cost_model import (
+    DEVICE,
+    LINK,
+    MAIN,
+    RESOURCES,
+    STAGE,
+    WORKERS,
+    Costs,
+    Payload,
+    compute_threads,
+)
 from task_offload.scheduling.observation import TRAIN_BYTES, Observation
 from task_offload.scheduling.processor import Processor
 
@@ -33,7 +43,7 @@ UNKNOWN = 0.7  # relative uncertainty of what was only inferred
 UNKNOWN_CODEC = 0.9  # of a payload that was seen with another codec; of one never seen there is no telling
 LEAST_FREE = 1e-3  # of an interval, in which a source that is held up gives what it gives
 SOURCE_STEP, SOURCE_PACE = 0.5, 0.2  # a larger step of its rate is believed at once, of a smaller one so much
-ROOM_ITEMS = 2  # beside one for each core, the items of a live source that wait: one in the sensor, one for a worker
+ROOM_ITEMS = 2  # beside one for each thread, the items of a live source that wait: one in the sensor, one for a worker
 AS_LARGE = 0.02  # relative; payloads of one split that differ by less are the same
 AS_LARGE_ELSEWHERE = 0.05  # payloads of several splits with one codec that differ by less take as long
 PACKET_BYTES = 1500  # a payload that fits into one packet; no codec makes it better
@@ -228,7 +238,8 @@ class Estimates:
         codecs: the allowed ones.
         """
         self._stateful = tuple(stateful)
-        self.splits = tuple(splits)
+        self._allowed_splits = tuple(splits)
+        self.splits = self._allowed_splits
         self._allowed_codecs = tuple(codecs)
         self.codecs = self._allowed_codecs
         tasks = range(len(stateful))
@@ -242,7 +253,7 @@ class Estimates:
         self._source: float | None = None
         self._silent_s = 0.0  # since the source yielded something
         self._last: Observation | None = None
-        self._efficiency = dict.fromkeys((RESOURCES[i] for i in (DEVICE, LINK, WORKERS, MAIN)), 1.0)
+        self._efficiency = dict.fromkeys((RESOURCES[i] for i in (DEVICE, STAGE, LINK, WORKERS, MAIN)), 1.0)
         self._newest_wins = False
         self.now_s = 0.0
         self.stepped = False
@@ -416,6 +427,7 @@ class Estimates:
     ) -> Costs:
         last, efficiency = self._last, self._efficiency
         assert last is not None, "costs are asked for after the first observation"
+        threads = compute_threads(self._stateful, self._allowed_splits, last.cores)
         return Costs(
             device_s=device_s,
             cloud_s=cloud_s,
@@ -423,15 +435,16 @@ class Estimates:
             stateful=self._stateful,
             payloads=payloads,
             link_bytes_per_s=self.link.bytes_per_s * LINK_USE * efficiency[RESOURCES[LINK]],
+            threads=threads,
             cores=self._processor.cores * efficiency[RESOURCES[DEVICE]],
-            core_share=self._processor.share,
+            core_share=self._processor.share * efficiency[RESOURCES[STAGE]],
             rest_s=self._processor.rest_s,
             workers=max(last.workers * efficiency[RESOURCES[WORKERS]], 1e-3),
             main_share=max(last.main_share * efficiency[RESOURCES[MAIN]], 1e-3),
             round_trip_s=self._trip_s,
             window=max(1, last.window),
             source_rate=self.source_rate,
-            room=last.cores + ROOM_ITEMS if self._newest_wins else None,
+            room=threads + ROOM_ITEMS if self._newest_wins else None,
         )
 
     def _speed_ratio(self) -> float:

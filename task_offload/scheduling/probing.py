@@ -170,8 +170,10 @@ class Uncertainty:
         cloud_s = option.cloud_s - HOPE * self.cloud_s(cost_model.single(option))
         size = (1.0 - self._payloads[split, option.codec]) / self._link_hope  # one never seen may be next to nothing
         use_s = list(option.use_s)
-        encode_s = self._costs.payloads[split, option.codec].encode_s
-        use_s[cost_model.DEVICE] -= HOPE * self.encode(option) * self.reach[split] * encode_s / self._costs.cores
+        costs = self._costs
+        spared_s = HOPE * self.encode(option) * self.reach[split] * costs.payloads[split, option.codec].encode_s
+        use_s[cost_model.DEVICE] -= spared_s / costs.cores
+        use_s[cost_model.STAGE] -= spared_s / (costs.threads * costs.core_share)
         for resource, factor in (
             (cost_model.DEVICE, device),
             (cost_model.STAGE, device),

@@ -108,6 +108,13 @@ def test_a_mix_meets_its_target_though_a_live_source_loses_items_during_long_one
     assert judge(simulate(replace(draw(1020), duration_s=220.0), 1000)).met_share >= 0.9
 
 
+def test_a_task_that_may_keep_state_leaves_the_device_one_thread_though_it_has_four_cores() -> None:
+    """The heavy task keeps none, but runs in the one thread too."""
+    chain = replace(HEAVY.chain, stateful=(False, True, False, True, True, False, False))
+    found = simulate(replace(HEAVY, chain=chain, cores=4, target_fps=20.0))
+    assert judge(found).met_share > 0.9
+
+
 def test_a_target_that_the_highest_split_meets_needs_no_probe_and_no_switch() -> None:
     found = simulate(replace(HEAVY, target_fps=5.0))
     assert found.decisions == []

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-from task_offload.scheduling.cost_model import Costs
+from task_offload.scheduling.cost_model import Costs, compute_threads
 from task_offload.scheduling.mix import Mixer
 from task_offload.scheduling.observation import (
     MOST_AHEAD,
@@ -99,7 +99,6 @@ class _Times:
         "encode_s",
         "first_s",
         "size_bytes",
-        "stateful_here",
         "stateful_there",
     )
 
@@ -113,7 +112,6 @@ class _Times:
         self.decode_s = payload.decode_s
         last = len(costs.cloud_s) - 1
         self.after_s = [sum(costs.cloud_s[split:end]) for end in range(last + 1)]
-        self.stateful_here = any(costs.stateful[1:split])
         self.stateful_there = any(costs.stateful[split:last])
 
 
@@ -148,13 +146,13 @@ class SimulatedDevice:
         self._intervals: dict[int, Interval] = {}
         self._waiting: deque[float] = deque()
         self._arrival_s = random_.random() / world.source_fps if math.isfinite(world.source_fps) else 0.0
-        cores = world.cores
-        self._cores = [0.0] * cores
-        self._capture_free = self._state_free = self._link_free = self._main_free = self._cloud_state_free = 0.0
+        self._cores = [0.0] * world.cores
+        self._threads = threads = compute_threads(world.chain.stateful, world.chain.splits, world.cores)
+        self._capture_free = self._thread_free = self._link_free = self._main_free = self._cloud_state_free = 0.0
         self._sent_s = self._acked_s = self._ready_s = 0.0
         self._workers: list[float] = [0.0]
-        self._starts = _last(QUEUE + cores + 1)  # when a worker took the last items
-        self._in_order = _last(MOST_AHEAD * cores)  # when they and all before them were done
+        self._starts = _last(QUEUE + threads + 1)  # when a worker took the last items
+        self._in_order = _last(MOST_AHEAD * threads)  # when they and all before them were done
         self._blocked: deque[tuple[float, float]] = deque()  # since when payloads waited for the window, and until when
         self._acks = _last(LEAST_ITEMS)
         self._largest_s, self._largest_at = 0.0, 0.0  # time on the link, and when
@@ -252,20 +250,19 @@ class SimulatedDevice:
                 blocked.popleft()
             while len(blocked) >= ROOM_ENTRIES and blocked[ROOM_ENTRIES - 1][0] <= work_start:
                 work_start = max(work_start, blocked.popleft()[1])
-            if t.stateful_here:
-                work_start = max(work_start, self._state_free)
-                self._state_free = work_start + busy_s
+            if self._threads == 1:
+                work_start = max(work_start, self._thread_free)
             starts.append(work_start)
             if filtered_by < split:
                 done = work_start + busy_s
-                cores[core] = done
+                cores[core] = self._thread_free = done
                 self._ready_s = max(done, self._ready_s)
                 in_order.append(self._ready_s)
                 begin.device_s += capture_s + busy_s
                 self._finish(done, done - captured_at)
                 continue
             encode_s = t.encode_s * noise
-            done = cores[core] = work_start + busy_s + encode_s
+            done = cores[core] = self._thread_free = work_start + busy_s + encode_s
             begin.device_s += capture_s + busy_s + encode_s
             size_noise = self._size_noise[i]
             size_bytes = t.size_bytes * size_noise

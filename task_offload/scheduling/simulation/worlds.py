@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from task_offload.scheduling.cost_model import Costs, Payload
+from task_offload.scheduling.cost_model import Costs, Payload, compute_threads
 
 Steps = tuple[tuple[float, float], ...]
 """(second, value): the value holds from that second on. The first second is 0."""
@@ -131,6 +131,7 @@ class World:
                 for each in (chain.payloads[codec][split - 1],)
             },
             link_bytes_per_s=0.0 if self.away(second) else self.link_bytes_per_s(second),
+            threads=compute_threads(chain.stateful, chain.splits, self.cores),
             cores=self.cores,
             workers=value_at(self.workers, second),
             main_share=value_at(self.main_share, second),
