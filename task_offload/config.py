@@ -23,6 +23,7 @@ PICTURE_QUALITY = 90
 DRAIN_S = 5.0
 TASK_TIMEOUT_S = 30.0
 WEIGHTS = (0.01, 100.0)  # the least and the most: nobody is to be shut out by another's
+MOST_BYTES = 2**60  # no disk is larger
 MOST_NUMBER = 1e9  # of what has no other limit: a few times more seconds than this, and Python's waits fail
 MOST_WORKERS = 1024  # more than one a core only helps tasks that wait for something
 
@@ -493,9 +494,10 @@ def _codec(text: str) -> str:
 
 def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(?:i?[bB])?", text)
-    if not match or float(match[1]) <= 0:
+    size = float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " ") if match else 0.0
+    if not 0 < size <= MOST_BYTES:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 2G")
-    return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
+    return int(size)
 
 
 def _link(text: str) -> EmulatedLink:

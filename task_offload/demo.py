@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from task_offload.command import end
 from task_offload.config import DeviceConfig, EmulatedLink
@@ -28,6 +30,7 @@ LINK = EmulatedLink(bytes_per_s=100e6 / 8, delay_s=0.005)
 DEMAND = 1.2  # times what the emulated device can do at the last split, so that the split has to move
 MEASURE_S = 2.0
 MEASURE_ITEMS = 40
+LIVE_ITEMS = 10  # of a live source, which does not give them again
 END_S = 10.0  # for the server, once its device has left
 
 
@@ -43,9 +46,10 @@ def run_demo(config: DeviceConfig) -> int:
     rate = open_source(chain, config.source)
     factor, link = config.emulate_cpu or CPU_FACTOR, config.emulate_link or LINK
     split = chain.splits[-1]
-    fps = _fps_here(config, chain, split) / factor
     live = chain.open_source is not None and rate is None
-    target_fps = float(f"{DEMAND * fps:.2g}")
+    here = _measure(config, chain, split, LIVE_ITEMS if live else MEASURE_ITEMS)
+    fps = here.fps / factor
+    target_fps = float(f"{min(DEMAND * fps, here.source_fps if live else math.inf):.2g}")
     read = say(
         f"demo: an emulated device {factor:g} times slower than this machine, which manages {figure(fps, 2)} FPS at "
         f"split {split}; an emulated link of {link.bytes_per_s * 8 / 1e6:g} Mbit/s with {link.delay_s * 1000:g} ms "
@@ -79,8 +83,8 @@ def run_demo(config: DeviceConfig) -> int:
                 emulate_link=link,
                 spool=None,  # what waits in one is for the real server, and this one forgets all that it gets
             ),
-            # A camera cannot be opened twice; a file begins anew.
-            replace(chain, open_source=lambda source: None) if live else None,
+            # A camera cannot be opened twice; a file begins anew, and so does what has ended.
+            replace(chain, open_source=lambda source: None) if live and not here.ended else None,
         )
     finally:
         server.stdin.close()
@@ -91,20 +95,41 @@ def run_demo(config: DeviceConfig) -> int:
             server.wait()
 
 
-def _fps_here(config: DeviceConfig, chain: Chain, split: int) -> float:
-    """How many items a second one core of this machine can take to this split, payloads encoded."""
+class _Measured(NamedTuple):
+    """What the first items told.
+
+    Attributes:
+        fps: items a second that one core of this machine can take, payloads encoded.
+        source_fps: items a second that came.
+        ended: the stream has.
+    """
+
+    fps: float
+    source_fps: float
+    ended: bool
+
+
+def _measure(config: DeviceConfig, chain: Chain, split: int, most: int) -> _Measured:
+    """Takes some items to this split."""
     runner, states = Runner(chain), States()
     encoder = Encoder(chain.payload_types, config.picture_quality)
-    began, deadline = time.thread_time(), time.monotonic() + MEASURE_S
-    items = 0
-    for items in range(1, MEASURE_ITEMS + 1):
+    cpu_began, began = time.thread_time(), time.monotonic()
+    items, ended = 0, False
+    while items < most and time.monotonic() < began + MEASURE_S:  # a sensor may be slow where its chain is not
         item = Item(config.device_name, "0" * 32, items, 0.0, split)
         outcome = runner.run(item, states, (), 0, split)
+        ended = outcome.task == 0 and outcome.kind is Kind.FILTERED
+        if ended:
+            break
+        items += 1
         if outcome.kind is Kind.CONTINUED:
             encoder.encode(outcome.value)
-        if outcome.kind is Kind.FAILED or time.monotonic() >= deadline:  # a sensor may be slow where its chain is not
+        if outcome.kind is Kind.FAILED:
             break
-    return items / max(time.thread_time() - began, 1e-6)
+    if not items:
+        raise OffloadError("the source yielded no item; give another --source")
+    cpu_s, took_s = time.thread_time() - cpu_began, time.monotonic() - began
+    return _Measured(items / max(cpu_s, 1e-6), items / max(took_s, 1e-6), ended)
 
 
 def _serve(app: str, told: int, use_tls: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -112,7 +112,7 @@ class Reception:
         self.sessions: dict[tuple[str, bytes], CloudSession] = {}
         self.over: list[dict[str, Any]] = []
         self._newest: dict[str, CloudSession] = {}  # the session of each device that others give way to
-        self._of_device: defaultdict[str, dict[CloudSession, None]] = defaultdict(dict)  # the oldest first
+        self._of_device: dict[str, dict[CloudSession, None]] = {}  # the oldest first
         self._by_record: dict[SessionKey, CloudSession] = {}
         self._arrived: list[Unit] = []  # since the engine got some
         self._dirty: set[CloudSession] = set()  # to be told something
@@ -258,7 +258,7 @@ class Reception:
                 books = replace(books, watermark=hello.acked)
             session = CloudSession(hello.device, hello.session, books, self._weights.get(hello.device, 1.0))
             self.sessions[key] = self._by_record[session.device, session.session] = session
-            self._of_device[session.device][session] = None
+            self._of_device.setdefault(session.device, {})[session] = None
             self._forget_oldest(session.device)
         for other in (session, newest):
             if other is not None and other.connection is not None:
@@ -326,7 +326,7 @@ class Reception:
 
     def _held_bytes(self, device: str) -> int:
         """What a device has sent that is not recorded, in all its sessions."""
-        return sum(each.unacked_bytes for each in self._of_device[device])
+        return sum(each.unacked_bytes for each in self._of_device.get(device, ()))
 
     def _room_bytes(self) -> int:
         """How much one device may have here."""
@@ -478,9 +478,9 @@ class Reception:
         self._behind.forget(session.lane)
         self.sessions.pop((session.device, bytes.fromhex(session.session)), None)
         self._by_record.pop((session.device, session.session), None)
-        sessions = self._of_device[session.device]
+        sessions = self._of_device.get(session.device, {})
         sessions.pop(session, None)
         if not sessions:
-            del self._of_device[session.device]
+            self._of_device.pop(session.device, None)
         if self._newest.get(session.device) is session:
             del self._newest[session.device]

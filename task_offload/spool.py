@@ -264,15 +264,15 @@ class DiskSpool:
 
     def sync(self) -> None:
         """Writes to the disk what has been appended. A thread calls it every `SYNC_INTERVAL_S`."""
-        with self._lock:
-            if not self._dirty:
-                return
-            files, self._unsynced = self._unsynced, []
-            new_files, self._new_files = self._new_files, False
-            self._dirty = False
-            if self._tail_file >= 0:
-                files.append(os.dup(self._tail_file))  # the tail may end meanwhile
+        files: list[int] = []
         try:
+            with self._lock:
+                if not self._dirty:
+                    return
+                tail = [os.dup(self._tail_file)] if self._tail_file >= 0 else []  # the tail may end meanwhile
+                files, self._unsynced = self._unsynced + tail, []
+                new_files, self._new_files = self._new_files, False
+                self._dirty = False
             for file in files:
                 os.fsync(file)
             if new_files:
@@ -394,14 +394,12 @@ class DiskSpool:
 
     def _read_index(self, segment: _Segment) -> deque[tuple[int, int]]:
         try:
-            file = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+            with segment.path.open("rb", buffering=0) as file:
+                heads = walk(file.fileno(), segment.begin, segment.size, segment.crc)
+                return deque((head.sequence + head.items, head.items) for head in heads)
         except OSError as error:
             log.error("spool %s: %s: %s", self._folder, segment.path.name, error.strerror)
             return deque()
-        try:
-            return deque((h.sequence + h.items, h.items) for h in walk(file, segment.begin, segment.size, segment.crc))
-        finally:
-            os.close(file)
 
     def _find_segments(self) -> None:
         """Opening: reads the heads in every segment file, oldest first."""

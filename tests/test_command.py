@@ -61,6 +61,7 @@ def one_line(capsys: pytest.CaptureFixture[str], program: str) -> str:
         (["--picture-quality", "101"], "101 is not 0 to 100"),
         (["--spool-limit", "much"], "'much' is not a size such as 500M or 2G"),
         (["--spool-limit", "0"], "is not a size"),
+        (["--spool-limit", "9" * 320], "is not a size"),
         (["--emulate-cpu", "1"], "1 is not greater than 1"),
         (["--emulate-link", "fast"], "'fast' is not a rate such as 20mbit, or with a delay 20mbit,15ms"),
         (["--emulate-link", "0mbit"], "is not a rate"),

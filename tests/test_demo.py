@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from task_offload.spool import DiskSpool
-from tests.support.processes import PATIENCE_S, Lab, Process
+from tests.support.processes import PATIENCE_S, ROOT, Lab, Process
 
 
 @pytest.fixture
@@ -45,6 +45,15 @@ def test_it_runs_both_sides_and_leaves_nothing(demo_lab: Lab, options: list[str]
     assert said is not None
     assert report["target_fps"] == float(said[2]) > float(said[1])
     assert left_behind(demo_lab) == []
+
+
+def test_a_live_source_that_ends_while_it_is_measured_begins_anew(demo_lab: Lab) -> None:
+    demo = demo_lab.device("counter", "--demo", env={"COUNT": "7"})
+    assert demo.finish(0)["items"]["captured"] > 0
+    demo = demo_lab.device(str(ROOT / "task_interface_example.py"), "--demo")
+    report = demo.finish(0)
+    assert 0 < report["items"]["captured"] < 40, "some were measured, and do not come again"
+    assert report["target_fps"] <= 20, "the sensor gives no more"
 
 
 def test_ctrl_c_ends_both_in_good_order(demo_lab: Lab) -> None:

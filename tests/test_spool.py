@@ -423,6 +423,43 @@ def test_a_disk_that_cannot_sync_is_told_once(
     assert caplog.text.count("Input/output error") == 1
 
 
+def test_without_a_descriptor_to_spare_it_is_synced_when_there_is_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    synced: list[int] = []
+    monkeypatch.setattr("task_offload.spool.SYNC_INTERVAL_S", 3600.0)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with DiskSpool(folder, LIMIT) as spool:
+        spool.begin(SESSION, b"meta")
+        spool.append(SESSION, 0, [b"x"])
+        with monkeypatch.context() as without:
+            without.setattr(os, "dup", fail)
+            spool.sync()
+        assert "Too many open files" in caplog.text
+        assert synced == []
+        spool.sync()
+        assert synced
+
+
+def test_a_disk_that_cannot_be_read_ends_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with DiskSpool(folder, LIMIT) as spool:
+        spool.begin(SESSION, b"meta")
+        for sequence in range(3):
+            spool.append(SESSION, sequence, [b"x"])
+    with DiskSpool(folder, LIMIT) as spool:
+        monkeypatch.setattr(os, "pread", fail)
+        spool.forget(SESSION, 1)
+    assert "Input/output error" in caplog.text
+
+
 WRITER = """
 import random, sys
 from pathlib import Path

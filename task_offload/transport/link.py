@@ -146,20 +146,30 @@ class Link:
             self._poll_waker.wake()
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """Waits until `ready()`, which is called with the condition held, or until the link has ended."""
+        """Waits until `ready()`, which is called with the condition held, or until the link has ended.
+
+        Once it is ready, it is not asked again: it may have made room, or taken its turn.
+        """
+        found = False
+
+        def look() -> bool:
+            nonlocal found
+            found = found or self.ended or ready()
+            return found
+
         while True:
             with self._lock:
-                if self.ended or ready():
+                if look():
                     return
             if self._waiting.acquire(blocking=False):
                 try:
-                    carried = self._carry_on(partial(self._wait, ready))
+                    carried = self._carry_on(partial(self._wait, look))
                 finally:
                     self._waiting.release()
                 if carried:
                     continue
             with self.condition:
-                if self.ended or ready():
+                if look():
                     return
                 self.condition.wait(WAIT_S)
 

@@ -296,6 +296,29 @@ def test_what_others_left_to_the_thread_that_waits_is_sent_before_it_waits(
     assert server.sequences(3) == [0, 1, 2]
 
 
+def test_what_became_ready_while_the_connection_was_carried_on_is_not_asked_again(script: Script) -> None:
+    """It may have taken its turn, and would not get another."""
+    link = script.link()
+    server = script.accept()
+    server.welcome()
+    script.heard.wait_for("welcomes")
+    asked = count()
+
+    def ready() -> bool:
+        """Once only, while this thread has the connection, which has more to do."""
+        if next(asked) != 1:
+            return False
+        put(link, entry(0))
+        return True
+
+    waits = threading.Thread(target=link.wait_until, args=[ready], daemon=True)
+    waits.start()
+    waits.join(PATIENCE_S)
+    assert not waits.is_alive()
+    assert next(asked) == 2
+    assert server.sequences(1) == [0]
+
+
 def test_what_is_put_in_while_a_thread_waits_is_sent_at_once(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("task_offload.transport.link.WAIT_S", 10 * PATIENCE_S)
     link = script.link()
