@@ -32,6 +32,7 @@ IDLE_WITHOUT_SPLIT = (
     "--emulate-link", "--no-tls",
 )  # fmt: skip
 IDLE_IN_DEMO = ("--host", "--port", "--spool")
+IDLE_IN_PROFILE = ("--spool",)
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,9 @@ def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] |
     note = ""
     if given.demo:
         note = _idle("--demo starts its own server", options.on(argv), IDLE_IN_DEMO)
-    elif given.split is None and not given.profile:
+    elif given.profile:
+        note = _idle("--profile measures some items, and keeps none", options.on(argv), IDLE_IN_PROFILE)
+    elif given.split is None:
         note = _idle("without SPLIT every task runs here", options.on(argv), IDLE_WITHOUT_SPLIT)
     return DeviceConfig(
         split=given.split,

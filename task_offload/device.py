@@ -57,15 +57,15 @@ def run_device(config: DeviceConfig, chain: Chain | None = None) -> int:
     Raises:
         OffloadError: it cannot do its work; the message says why.
     """
-    check_device_name(config.device_name)
+    config = replace(config, device_name=check_device_name(config.device_name))
     chain = chain or load_app(config.app)
     if config.split is not None:
         check_split(config.split, chain)
-        config = _named_by_token(config)
+        config = named_by_token(config)
     return LocalRun(config, chain).run() if config.split is None else OffloadRun(config, chain).run()
 
 
-def _named_by_token(config: DeviceConfig) -> DeviceConfig:
+def named_by_token(config: DeviceConfig) -> DeviceConfig:
     """The token names the device. A missing one is said here, before anything is opened."""
     token = _find_token(config)
     if token is None or token.device is None or token.device == config.device_name:

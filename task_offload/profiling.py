@@ -16,7 +16,7 @@ from time import monotonic, perf_counter_ns, thread_time_ns
 from typing import Any, NamedTuple
 
 from task_offload.config import DeviceConfig
-from task_offload.device import OffloadRun, check_split
+from task_offload.device import OffloadRun, check_split, named_by_token
 from task_offload.errors import OffloadError, PayloadError, ProtocolError
 from task_offload.observe.report import write_report
 from task_offload.output import deliver
@@ -28,6 +28,7 @@ from task_offload.scheduling.estimates import Estimates
 from task_offload.scheduling.mix import PROBE_SPACING
 from task_offload.scheduling.observation import Decision, Observation, Route
 from task_offload.task import Chain, Item, load_app
+from task_offload.transport.tokens import check_device_name
 from task_offload.wire.codec import Decoder, Encoder, padded_body
 from task_offload.wire.compression import available_codecs
 
@@ -56,9 +57,13 @@ def run_profile(config: DeviceConfig) -> int:
     Raises:
         OffloadError: the app or its source cannot be used.
     """
+    # What a spool keeps is for the real results.
+    config = replace(config, device_name=check_device_name(config.device_name), spool=None)
     chain = load_app(config.app)
     if config.split is not None:
         check_split(config.split, chain)
+    if config.host is not None:
+        config = named_by_token(config)
     codecs = available_codecs() if config.codec == "auto" else (config.codec,)
     measured = (_measure_with_cloud if config.host else measure_here)(config, chain, codecs)
     if measured is None:

@@ -553,6 +553,8 @@ def _listen(host: str, port: int) -> socket.socket:
             errno.EADDRNOTAVAIL: "--host takes an address of this machine, 0.0.0.0 for all of IPv4, or :: for all",
             errno.EACCES: "ports below 1024 are the system's; choose another --port",
         }.get(getattr(error, "errno", None) or 0, "choose another --host or --port")
-        raise ConfigError(f"cannot listen on {host}:{port}: {reason}; {mend}") from error
+        # A service is to try again where that may help: the address may come with the network, and the port be freed.
+        waits = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EADDRNOTAVAIL)
+        raise (LinkError if waits else ConfigError)(f"cannot listen on {host}:{port}: {reason}; {mend}") from error
     sock.setblocking(False)
     return sock

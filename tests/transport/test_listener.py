@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from task_offload.errors import ConfigError
+from task_offload.errors import LinkError
 from task_offload.transport.listener import STRANGERS_A_TURN, Connection, Listener, ListenerLimits, _origin
 from task_offload.transport.stream import Stream
 from task_offload.wire.framing import FrameLimits, FrameReader
@@ -595,7 +595,7 @@ def test_closing_says_so_and_ends_the_thread(make: Callable[..., World]) -> None
 def test_a_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError) as refused:
+        with pytest.raises(LinkError) as refused:
             Listener("127.0.0.1", port, Handler(), lambda: CloudSide(3, (1, 2)))
     assert str(refused.value) == (
         f"cannot listen on 127.0.0.1:{port}: Address already in use; is a server running there already? "
@@ -616,7 +616,7 @@ def test_all_addresses_of_ipv6_are_those_of_ipv4_too(make: Callable[..., World],
 
 
 def test_an_address_that_is_not_ours() -> None:
-    with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1:0"):
+    with pytest.raises(LinkError, match=r"cannot listen on 192\.0\.2\.1:0"):
         Listener("192.0.2.1", 0, Handler(), lambda: CloudSide(3, (1, 2)))
 
 
