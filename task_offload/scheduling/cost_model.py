@@ -7,7 +7,8 @@ survives, s a payload's size, e its encoding and sending, d its receiving and de
     cloud cost   C(N) = q[N] d[N] plus the sum of q[i-1] c[i] for i > N
 
 Every resource is used for some seconds by each item, and one second of it passes each second, so the throughput is
-the inverse of the largest use. A mix of two splits uses every resource by the mean of both, weighted by their shares.
+the inverse of the largest use. A mix of two splits uses every resource by the mean of both, weighted by their shares;
+where an item of one takes the device so long that those after it are waited for, the stages after that stand idle too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import NamedTuple
 
 RESOURCES = ("device", "device stage", "link", "cloud workers", "cloud main thread", "window", "source")
 DEVICE, STAGE, LINK, WORKERS, MAIN, WINDOW, SOURCE = range(len(RESOURCES))
+_AFTER_ORDER = (LINK, WORKERS, MAIN, WINDOW)  # items come to these in their order
+QUEUED = 0.3  # of what may queue on the link and in the cloud, what does when a long item holds up what follows
 NEARLY = 0.03  # slower than the fastest is as good
 _TINY_S = 1e-12
 _LEAST_RATE = 1e-3  # items a second; a source that is silent has no period
@@ -51,6 +54,8 @@ class Costs:
         main_share: M, the share of the cloud's main thread that it may count on.
         round_trip_s: from sent to acknowledged, without the payload's transfer and the cloud's work.
         window: items that may be unacknowledged at a time.
+        horizon_s: how long they may queue on the link or in the cloud.
+        ahead: items that the device may work on beside an earlier one, which is not ready yet.
         source_rate: items a second that the source yields; infinite if it is always ready.
         room: items that may wait for the device where the newest wins; None where the source waits for the device.
     """
@@ -69,6 +74,8 @@ class Costs:
     main_share: float = 1.0
     round_trip_s: float = 0.0
     window: int = 1_000_000
+    horizon_s: float = math.inf
+    ahead: int = 0
     source_rate: float = math.inf
     room: int | None = None
 
@@ -92,6 +99,9 @@ class Option(NamedTuple):
         use_s: seconds that an item takes of each of `RESOURCES`.
         busiest_s: the largest of them.
         cloud_s: C(N), cloud CPU seconds.
+        device_latency_s: from captured to ready to be sent, without waiting in queues.
+        ahead_s: what such items take of less than a core, while an earlier one of another option is worked on.
+        buffered_s: how long what may be on its way keeps the link or the cloud busy.
         latency_s: from captured to finished without waiting in queues, for an item that survives.
         size_bytes: mean bytes sent.
     """
@@ -101,6 +111,9 @@ class Option(NamedTuple):
     use_s: tuple[float, ...]
     busiest_s: float
     cloud_s: float
+    device_latency_s: float
+    ahead_s: float
+    buffered_s: float
     latency_s: float
     size_bytes: float
 
@@ -147,9 +160,24 @@ def options(costs: Costs) -> list[Option]:
             q * trip_s / costs.window,
             period_s + max(0.0, device_s - room_s),
         )
-        here_s = (sum(costs.device_s[:split]) + payload.encode_s) / costs.core_share
-        latency_s = here_s + transfer_s + costs.round_trip_s + payload.decode_s + sum(costs.cloud_s[split:])
-        found.append(Option(split, codec, use_s, max(use_s), work_s + main_s, latency_s, q * payload.size_bytes))
+        device_latency_s = (sum(costs.device_s[:split]) + payload.encode_s) / costs.core_share
+        ahead_s = costs.ahead * device_s if costs.cores < 1.0 else 0.0
+        buffered_s = QUEUED * costs.horizon_s + trip_s
+        latency_s = device_latency_s + transfer_s + costs.round_trip_s + payload.decode_s + sum(costs.cloud_s[split:])
+        found.append(
+            Option(
+                split,
+                codec,
+                use_s,
+                max(use_s),
+                work_s + main_s,
+                device_latency_s,
+                ahead_s,
+                buffered_s,
+                latency_s,
+                q * payload.size_bytes,
+            )
+        )
     return found
 
 
@@ -185,7 +213,7 @@ class Choice(NamedTuple):
 
     @property
     def use_s(self) -> tuple[float, ...]:
-        return blend(self.first.use_s, self.second.use_s, self.share)
+        return blend(*together(self.first, self.second), self.share)
 
     @property
     def limit(self) -> str:
@@ -204,6 +232,23 @@ def blend(first: Sequence[float], second: Sequence[float], share: float) -> tupl
     return tuple(share * a + (1.0 - share) * b for a, b in zip(first, second, strict=True))
 
 
+def together(first: Option, second: Option) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What an item of each option uses of the resources, where they are mixed.
+
+    An item that takes the device longer holds up those after it, since they leave in order, though these are worked on
+    beside it. What is on its way by then lasts the link and the cloud for a while; after that they stand still.
+    """
+    slow, quick = (first, second) if first.device_latency_s > second.device_latency_s else (second, first)
+    held_s = slow.device_latency_s + min(slow.device_latency_s, quick.ahead_s) - quick.device_latency_s
+    idle_s = held_s - quick.buffered_s
+    if idle_s <= 0.0:
+        return first.use_s, second.use_s
+    use_s = list(slow.use_s)
+    for resource in _AFTER_ORDER:
+        use_s[resource] += idle_s
+    return (tuple(use_s), second.use_s) if slow is first else (first.use_s, tuple(use_s))
+
+
 def single(option: Option) -> Choice:
     """A choice without a mix."""
     return Choice(option, option, 1.0, option.cloud_s, option.capacity_fps)
@@ -215,7 +260,7 @@ def mixed(first: Option, second: Option, share: float) -> Choice:
         return single(first)
     if share <= 0.0:
         return single(second)
-    use_s = blend(first.use_s, second.use_s, share)
+    use_s = blend(*together(first, second), share)
     cloud_s = share * first.cloud_s + (1.0 - share) * second.cloud_s
     return Choice(first, second, share, cloud_s, 1.0 / max(max(use_s), _TINY_S))
 
@@ -227,7 +272,7 @@ def cheapest_share(first: Option, second: Option, fps: float) -> float | None:
     """
     allowed_s = 1.0 / fps
     low, high = 0.0, 1.0
-    for a, b in zip(first.use_s, second.use_s, strict=True):
+    for a, b in zip(*together(first, second), strict=True):
         if a <= allowed_s:
             if b > allowed_s:
                 low = max(low, (b - allowed_s) / (b - a))
@@ -246,7 +291,7 @@ def fastest_share(first: Option, second: Option) -> float:
     The largest of linear functions is convex, so its minimum is at an end or where two of them cross.
     """
     best_share, best_use = (1.0, first.busiest_s) if first.busiest_s <= second.busiest_s else (0.0, second.busiest_s)
-    lines = list(zip(first.use_s, second.use_s, strict=True))
+    lines = list(zip(*together(first, second), strict=True))
     falling = [(a, b) for a, b in lines if a < b]
     rising = [(a, b) for a, b in lines if a > b]
     for a, b in falling:

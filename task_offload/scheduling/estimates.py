@@ -22,8 +22,9 @@ from task_offload.scheduling.cost_model import (
     Payload,
     compute_threads,
 )
-from task_offload.scheduling.observation import TRAIN_BYTES, Observation
+from task_offload.scheduling.observation import MOST_AHEAD, TRAIN_BYTES, Observation
 from task_offload.scheduling.processor import Processor
+from task_offload.wire.window import HORIZON_S
 
 MEMORY_S = 30.0  # how long a measurement counts for tasks and payloads
 LINK_MEMORY_S, LINK_MEMORY_UNREST = 2.0, 20.0  # cellular links move within seconds; so does noise, hence the second
@@ -443,6 +444,8 @@ class Estimates:
             main_share=max(last.main_share * efficiency[RESOURCES[MAIN]], 1e-3),
             round_trip_s=self._trip_s,
             window=max(1, last.window),
+            horizon_s=HORIZON_S,
+            ahead=MOST_AHEAD * threads if threads > 1 else 0,
             source_rate=self.source_rate,
             room=threads + ROOM_ITEMS if self._newest_wins else None,
         )

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from task_offload.scheduling import cost_model
 from task_offload.scheduling.cost_model import (
+    QUEUED,
     RESOURCES,
     Costs,
     Option,
@@ -111,6 +112,31 @@ def test_the_cheapest_mixes_two_splits_where_no_single_one_is_as_cheap() -> None
     assert set(mix.shares) == {2, 3}
 
 
+def test_items_that_take_the_device_longer_hold_up_the_others_of_a_mix_in_the_end() -> None:
+    found = by_split(options(costs(survival=[1.0] * 4, cores=0.1, core_share=0.1, horizon_s=1.0, workers=1.0)))
+    quick, slow = found[1], found[3]  # 0.11 and 0.701 s
+    mix = mixed(quick, slow, 0.9)
+    lasts_s = QUEUED * 1.0 + 0.02 + 0.04 + 0.007  # the queues, the round trip, the transfer, the cloud's work
+    link_s = 0.9 * 0.04 + 0.1 * (0.0004 + 0.701 - 0.11 - lasts_s)
+    assert mix.use_s[cost_model.LINK] == pytest.approx(link_s)
+    assert mix.use_s[cost_model.DEVICE] == pytest.approx(0.9 * 0.11 + 0.1 * 0.701)
+    assert mixed(slow, quick, 0.1).use_s == pytest.approx(mix.use_s)
+    assert single(slow).use_s == slow.use_s  # there is no quicker item to hold up
+    assert mixed(quick, found[2], 0.5).use_s[cost_model.LINK] == pytest.approx(0.03)  # 0.31 s is hidden
+
+
+def test_with_less_than_a_core_a_long_item_takes_longer_beside_others() -> None:
+    same = {"survival": [1.0] * 4, "core_share": 0.1, "horizon_s": 0.2, "workers": 1.0}
+    links_s = []
+    for changes in ({"cores": 0.1}, {"cores": 0.1, "ahead": 2}, {"cores": 0.1, "ahead": 8}, {"cores": 1.0, "ahead": 2}):
+        found = by_split(options(costs(**same, **changes)))
+        links_s.append(mixed(found[1], found[3], 0.9).use_s[cost_model.LINK])
+    alone_s, beside_two_s, beside_many_s, core_s = links_s
+    assert beside_two_s == pytest.approx(alone_s + 0.1 * 2 * 0.11)
+    assert beside_many_s == pytest.approx(alone_s + 0.1 * 0.701)  # no more than it takes itself, by turns
+    assert core_s == pytest.approx(alone_s)
+
+
 def test_a_target_beyond_all_has_no_cheapest_but_a_fastest() -> None:
     found = options(costs())
     assert cheapest(found, 1e4) is None
@@ -122,19 +148,20 @@ def test_splits_with_different_codecs_are_not_mixed() -> None:
     assert cheapest(options(costs(payloads=payloads)), 22.0) == single(options(costs(payloads=payloads))[0])
 
 
-def option(use_s: list[float], cloud_s: float, split: int) -> Option:
-    return Option(split, "none", tuple(use_s), max(use_s), cloud_s, 0.0, 0.0)
+def option(use_s: list[float], cloud_s: float, split: int, device_latency_s: float) -> Option:
+    return Option(split, "none", tuple(use_s), max(use_s), cloud_s, device_latency_s, 0.1, 0.1, 0.0, 0.0)
 
 
 uses = st.lists(st.floats(1e-4, 1.0), min_size=len(RESOURCES), max_size=len(RESOURCES))
+latencies = st.floats(0.0, 2.0)
 
 
 @settings(deadline=None)  # a busy machine is no failure
-@given(uses, uses, st.floats(1e-4, 1.0), st.floats(1e-4, 1.0), st.floats(1.0, 200.0))
+@given(uses, uses, st.floats(1e-4, 1.0), st.floats(1e-4, 1.0), latencies, st.floats(1.0, 200.0))
 def test_the_cheapest_share_is_the_best_of_a_fine_grid(
-    a: list[float], b: list[float], cost_a: float, cost_b: float, fps: float
+    a: list[float], b: list[float], cost_a: float, cost_b: float, latency_s: float, fps: float
 ) -> None:
-    first, second = option(a, cost_a, 1), option(b, cost_b, 2)
+    first, second = option(a, cost_a, 1, 0.0), option(b, cost_b, 2, latency_s)
     found = cheapest([first, second], fps)
     grid = [mixed(first, second, i / 200) for i in range(201)]
     able = [choice for choice in grid if choice.capacity_fps >= fps]
@@ -146,8 +173,8 @@ def test_the_cheapest_share_is_the_best_of_a_fine_grid(
 
 
 @settings(deadline=None)  # a busy machine is no failure
-@given(uses, uses)
-def test_the_fastest_share_is_the_best_of_a_fine_grid(a: list[float], b: list[float]) -> None:
-    first, second = option(a, 0.1, 1), option(b, 0.2, 2)
+@given(uses, uses, latencies)
+def test_the_fastest_share_is_the_best_of_a_fine_grid(a: list[float], b: list[float], latency_s: float) -> None:
+    first, second = option(a, 0.1, 1, 0.0), option(b, 0.2, 2, latency_s)
     best = mixed(first, second, cost_model.fastest_share(first, second)).capacity_fps
     assert best >= max(mixed(first, second, i / 200).capacity_fps for i in range(201)) * (1 - 1e-9)

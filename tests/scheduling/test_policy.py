@@ -115,6 +115,16 @@ def test_a_task_that_may_keep_state_leaves_the_device_one_thread_though_it_has_f
     assert judge(found).met_share > 0.9
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_items_that_would_hold_up_all_others_are_no_part_of_the_fastest_mix(seed: int) -> None:
+    """A tenth of a core takes 0.4 s for an item at split 3, and the cloud is the limit of those at split 2."""
+    weak = World(
+        "weak", TRAFFIC, 1000.0, always(10.0), link_mbit=always(100.0), quota=True, cores=2, workers=always(2.0),
+        codecs=ALL_CODECS, duration_s=60.0,
+    )  # fmt: skip
+    assert all(3 not in window.shares for window in simulate(weak, seed).windows[4:])
+
+
 def test_a_target_that_the_highest_split_meets_needs_no_probe_and_no_switch() -> None:
     found = simulate(replace(HEAVY, target_fps=5.0))
     assert found.decisions == []

@@ -13,7 +13,7 @@ def option(split: int, busiest: str, busiest_s: float, cloud_s: float, codec: st
     use_s = [0.001] * len(RESOURCES)
     use_s[LINK] = 0.002
     use_s[RESOURCES.index(busiest)] = busiest_s
-    return Option(split, codec, tuple(use_s), busiest_s, cloud_s, 0.1, 1000.0)
+    return Option(split, codec, tuple(use_s), busiest_s, cloud_s, 0.0, 0.0, 0.0, 0.1, 1000.0)
 
 
 HERE, THERE = option(3, "device", 0.1, 0.001), option(2, "link", 0.05, 0.02)
