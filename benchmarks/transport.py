@@ -144,7 +144,7 @@ class Hearer:
     def cost(self, session: DeviceSession, costs: Costs) -> None:
         pass
 
-    def sent(self, size_bytes: int, busy_s: float) -> None:
+    def sent(self, size_bytes: int, cpu_s: float | None) -> None:
         pass
 
 

@@ -478,5 +478,5 @@ class OffloadRun(Run):
         if session is self.session:  # a tag of another process stands for another codec
             self.meters.cost(costs)
 
-    def sent(self, size_bytes: int, cpu_s: float) -> None:
+    def sent(self, size_bytes: int, cpu_s: float | None) -> None:
         self.meters.sent(size_bytes, cpu_s)

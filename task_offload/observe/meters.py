@@ -128,11 +128,12 @@ class DeviceMeters:
             payload[2] += busy_s
             payload[5] += cpu_s
 
-    def sent(self, size_bytes: int, cpu_s: float) -> None:
-        """Bytes were handed to the system, in so much CPU time."""
+    def sent(self, size_bytes: int, cpu_s: float | None) -> None:
+        """Bytes were handed to the system, in so much CPU time; None where nobody looked."""
         with self._lock:
             self.sent_bytes += size_bytes
-            self._sending.add(size_bytes, cpu_s)
+            if cpu_s is not None:
+                self._sending.add(size_bytes, cpu_s)
 
     def held(self, seconds: float) -> None:
         """The first task waited because what follows it had no room."""

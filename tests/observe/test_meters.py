@@ -57,12 +57,14 @@ def test_what_sending_takes_is_a_line_over_the_size() -> None:
     for _ in range(50):
         meters.sent(1_000, 0.000_201)
         meters.sent(400_000, 0.000_600)
+        meters.sent(50_000, None)  # untimed
     meters.encoded(1, "none", 400_000, 0.5, 0.5)
     meters.encoded(2, "none", 2_000, 0.0, 0.0)  # two of a thousand bytes
     meters.encoded(2, "none", 0, 0.0, 0.0)
     payloads = observe(meters).payloads
     assert payloads[1, "none"].encode_cpu_s == pytest.approx(0.5 + 0.000_600)
     assert payloads[2, "none"].encode_cpu_s == pytest.approx(2 * 0.000_201)
+    assert meters.sent_bytes == 50 * 451_000
 
 
 def test_costs_that_make_no_sense_are_passed_over() -> None:

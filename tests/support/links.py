@@ -46,7 +46,7 @@ class Heard:
         self.costs.append(costs)
         self._tell()
 
-    def sent(self, size_bytes: int, busy_s: float) -> None:
+    def sent(self, size_bytes: int, cpu_s: float | None) -> None:
         self.sent_bytes += size_bytes
 
     def lost(self, reason: str) -> None:

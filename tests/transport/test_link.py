@@ -347,7 +347,7 @@ def test_what_is_put_in_while_the_link_s_own_thread_sends_is_sent_at_once(
     assert server.sequences(2) == [0, 1]
     puts = threading.Thread(target=lambda: put(link, entry(3)), daemon=True)
 
-    def sent(size_bytes: int, busy_s: float) -> None:
+    def sent(size_bytes: int, cpu_s: float | None) -> None:
         """The link's thread has heard the ack, and sent item 2."""
         if not puts.ident:
             puts.start()
