@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,10 +71,10 @@ class DelayMeter:
     def measure(self) -> Delays | None:
         """Since the call before, of all threads that still run; None where the system does not count them."""
         found_ns: dict[str, tuple[int, int]] = {}
-        with suppress(OSError):
-            for thread in self._tasks.iterdir():
+        with suppress(OSError), os.scandir(self._tasks) as threads:
+            for thread in threads:
                 with suppress(OSError, ValueError):  # a thread that has ended meanwhile
-                    ran_ns, waited_ns, _ = map(int, (thread / "schedstat").read_bytes().split())
+                    ran_ns, waited_ns, _ = map(int, _read(f"{thread.path}/schedstat").split())
                     found_ns[thread.name] = ran_ns, waited_ns
         seen_ns, self._seen_ns = self._seen_ns, found_ns
         if not any(ran_ns for ran_ns, _ in found_ns.values()):
@@ -87,3 +88,16 @@ class DelayMeter:
             wanted += own
             squares += own * own
         return Delays(waited / 1e9, wanted * wanted / squares if squares else 1.0)
+
+
+def _read(name: str) -> bytes:
+    """A short file, in a sixth of the time that a `Path` takes: a few of them twice a second are felt on a weak device.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    descriptor = os.open(name, os.O_RDONLY)
+    try:
+        return os.read(descriptor, 128)
+    finally:
+        os.close(descriptor)
