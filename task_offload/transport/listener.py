@@ -39,6 +39,7 @@ SIGNS_A_TICK = 256  # pings and loads of one device; a few a second are usual
 READ_ON_BYTES = 32 * 1024  # while so much came, more has come meanwhile, and is cheaper had than waited for
 MOST_EXPECTED_BYTES = 1024 * 1024  # of one body before its connection is looked at, or until the next tick
 TICK_S = 0.25
+TRIM_S = 10.0  # memory for bodies that nobody has needed for so long is given back
 LINE_CHARACTERS = 500  # of what a peer has to say, in the log
 
 
@@ -56,7 +57,7 @@ class ListenerLimits:
         heartbeat_s, silence_s: as in `Welcome`. A vanished device is noticed after `silence_s`.
         frames: size of a device's messages.
         outgoing_bytes: what may wait for a device that does not read.
-        free_bytes: memory kept for bodies between messages.
+        free_bytes: memory kept for bodies between messages, at most.
         log_lines_per_minute: about one address, as above; the rest is only counted.
     """
 
@@ -152,6 +153,7 @@ class Listener:
         self._limits = limits
         self._clock = clock
         self._memory = MemoryPool(limits.free_bytes)
+        self._trimmed_at = clock()
         self._socket = _listen(host, port)
         self.port: int = self._socket.getsockname()[1]
         self._selector = selectors.DefaultSelector()
@@ -506,6 +508,9 @@ class Listener:
 
     def _tick(self) -> None:
         now = self._clock()
+        if now - self._trimmed_at >= TRIM_S:
+            self._memory.trim()
+            self._trimmed_at = now
         for connection in list(self._connections):
             connection.stream.expect(1)  # it may have become slow
             connection.signs = 0

@@ -34,7 +34,8 @@ class MemoryPool:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._free: dict[int, list[memoryview]] = {}
+        self._free: dict[int, list[memoryview]] = {}  # by size; what came back last is lent first
+        self._unused: dict[int, int] = {}  # of each size, how many have been free ever since the last `trim`
         self.free_bytes = 0
         self._lent: dict[int, _Loan] = {}
         # Memory comes back wherever an array dies: that may be inside `take` itself.
@@ -48,9 +49,12 @@ class MemoryPool:
         block_bytes = _block_bytes(size_bytes)
         with self._lock:
             blocks = self._free.get(block_bytes)
-            block = blocks.pop() if blocks else None
-            if block is not None:
+            block = None
+            if blocks:
+                block = blocks.pop()
                 self.free_bytes -= block_bytes
+                if len(blocks) < self._unused.get(block_bytes, 0):
+                    self._unused[block_bytes] = len(blocks)
         if block is None:
             block = _aligned(block_bytes)
         # NumPy lets a view refer to its base's base where both are plain arrays. The base of `owner` is a
@@ -60,6 +64,17 @@ class MemoryPool:
         loan.block = block
         self._lent[id(loan)] = loan
         return owner.data
+
+    def trim(self) -> None:
+        """Releases what nobody has needed since the call before."""
+        with self._lock:
+            for block_bytes, blocks in list(self._free.items()):
+                unused = self._unused.get(block_bytes, 0)
+                del blocks[:unused]
+                self.free_bytes -= unused * block_bytes
+                self._unused[block_bytes] = len(blocks)
+                if not blocks:
+                    del self._free[block_bytes], self._unused[block_bytes]
 
     def _come_back(self, loan: weakref.ref[object]) -> None:
         del self._lent[id(loan)]

@@ -58,6 +58,29 @@ def test_free_memory_is_limited():
     assert pool.free_bytes <= 250_000
 
 
+def test_what_nobody_has_needed_since_the_trim_before_is_released():
+    pool = MemoryPool(1 << 24)
+    views = [pool.take(4096) for _ in range(5)]
+    large = pool.take(100_000)
+    views.clear()
+    del large
+    pool.trim()
+    assert pool.free_bytes > 5 * 4096 + 100_000  # there was no call before
+    for _ in range(3):
+        both = pool.take(4096), pool.take(4096)
+        del both
+    pool.trim()
+    assert pool.free_bytes == 2 * 4096
+    last = pool.take(4096)
+    pool.trim()
+    assert pool.free_bytes == 0  # the other one was free all the time
+    del last
+    pool.trim()
+    assert pool.free_bytes == 4096
+    pool.trim()
+    assert pool.free_bytes == 0
+
+
 def test_a_pool_of_nothing_still_lends():
     pool = MemoryPool(0)
     pool.take(1000)
