@@ -135,7 +135,6 @@ class OffloadRun(Run):
         self._draining = False
         self._welcomed = threading.Event()
         self._absent: LinkError | None = None  # no server was found in time
-        self._taken_up: set[bytes] = set()  # sessions, earlier ones included
         self._failed_here = 0  # task errors of this device's, as far as they went to the outbox
         self._link_busy_before = self._full_before = 0.0
         self._cpu_before_s = 0.0
@@ -188,7 +187,7 @@ class OffloadRun(Run):
         """What runs where, and what the model says of it."""
         splits = " + ".join(f"{split} ({share:.0%})" if len(shares) > 1 else split for split, share in shares.items())
         model = self.model
-        if model is None or (predicted := model.predict()) is None or self.link.away_since is not None:
+        if model is None or (predicted := model.predict()) is None or self.link.away:
             return f", split {splits or '-'}"
         fps = min(predicted.capacity_fps, model.source_rate)
         limit = "source" if fps < predicted.capacity_fps else predicted.limit
@@ -282,7 +281,7 @@ class OffloadRun(Run):
             source_rate=self._source_rate(),
             cores=self.cores,
             window=self._window,
-            away=self._away,
+            away=not self.link.takes_live,
             cpu_s=cpu_s - self._cpu_before_s,
             window_full_s=full - self._full_before,
             delays=self._delays.measure() if self._delays is not None else None,
@@ -291,11 +290,6 @@ class OffloadRun(Run):
         self._cpu_before_s = cpu_s
         self._link_busy_before, self._full_before = link_busy, full
         return observation
-
-    @property
-    def _away(self) -> bool:
-        """Whether no item of this run is taken: the cloud is away, or takes those of earlier runs first."""
-        return self.link.away_since is not None or self.session.session not in self._taken_up
 
     def _decide(self, now: float) -> None:
         observation = self.observe(now)
@@ -346,7 +340,7 @@ class OffloadRun(Run):
                 left = True
                 self.link.leave()
             now = time.monotonic()
-            if not asked and self.link.away_since is None and not pipeline.sensing:
+            if not asked and not self.link.away and not pipeline.sensing:
                 # The stream ended by itself: only a cloud that is absent, or a sensor that is silent, cuts it short.
                 deadline = now + self.config.drain_s
             if now >= deadline:
@@ -378,18 +372,15 @@ class OffloadRun(Run):
                 books.dropped[entry.detail.partition(":")[0]] += entry.count
         if books.captured > books.ended:
             books.dropped["stopped"] += books.captured - books.ended
-        away_s = self.link.away_s
-        if self.link.away_since is not None:
-            away_s += time.monotonic() - self.link.away_since
         if self.spool is not None:
             self.spool.close()
         status = self.finish(
             {
                 "decisions": self.decisions,
-                "away_s": round(away_s, 3),
+                "away_s": round(self.link.away_s(), 3),
                 "bytes_sent": self.meters.sent_bytes,
                 "cloud_cpu_s": round(books.cloud_cpu_s, 6),
-                "reconnects": self.link.connections - len(self._taken_up),
+                "reconnects": self.link.reconnects,
             },
             pipeline.error or self.link.error or self._absent,
         )
@@ -410,7 +401,7 @@ class OffloadRun(Run):
             self.link.wait_until(self._in_time)
             self.meters.held(time.monotonic() - started)
         # While the cloud is away, as many tasks here as the pins allow.
-        route = self._local_route if self.link.away_since is not None else self.mixer.next_route()
+        route = self._local_route if self.link.away else self.mixer.next_route()
         return route if route.codec in self._cloud_codecs else Route(route.split, "none")
 
     def _in_time(self) -> bool:
@@ -418,7 +409,7 @@ class OffloadRun(Run):
         if self._most_inside == math.inf:
             return True
         inside = self.meters.captured - self.books.ended
-        return inside < self._most_inside or self._away or self._draining or self._pipeline.stopping
+        return inside < self._most_inside or not self.link.takes_live or self._draining or self._pipeline.stopping
 
     def _wait_for_room(self) -> bool:
         """Waits until the link can take another item. While the cloud takes none of this run, its spool is the room."""
@@ -428,10 +419,11 @@ class OffloadRun(Run):
     def _has_room(self) -> bool:
         outbox = self.session.outbox
         waiting = outbox.waiting_entries
-        if self._draining or (waiting < ROOM_ENTRIES and not self._away):
+        taken = self.link.takes_live
+        if self._draining or (waiting < ROOM_ENTRIES and taken):
             self._backlog = 0.0
             return True
-        if self._away:
+        if not taken:
             self._backlog = math.inf
         elif waiting < self._backlog:
             self._backlog = waiting
@@ -449,7 +441,6 @@ class OffloadRun(Run):
     # -- for the link, one call at a time ---------------------------------------------------------------------------
 
     def welcomed(self, session: DeviceSession, welcome: Welcome) -> None:
-        self._taken_up.add(session.session)
         self.meters.workers, self.meters.main_share = welcome.workers, welcome.main_share
         self._window = welcome.unacked_items
         # A JPEG needs no package that the cloud may lack.

@@ -28,6 +28,12 @@ def welcome(*codecs: str) -> Welcome:
     return Welcome(Totals(), 2.0, 8.0, 1 << 26, 1 << 26, 1024, 2.0, 0.5, codecs)
 
 
+def take_up(run: OffloadRun, session: DeviceSession, *codecs: str) -> None:
+    """The cloud welcomes a session."""
+    run.link._welcomed(session)
+    run.welcomed(session, welcome(*codecs))
+
+
 @pytest.fixture
 def started(undo_imports: None) -> Iterator[Callable[..., OffloadRun]]:
     """A run whose link is up, as far as it knows; no thread of it runs."""
@@ -36,7 +42,7 @@ def started(undo_imports: None) -> Iterator[Callable[..., OffloadRun]]:
     def start(*options: str) -> OffloadRun:
         config = parse_device(["1", "--host", "127.0.0.1", "--port", "1", "--no-tls", *options], {})
         run = OffloadRun(config, load_app(str(APPS / "counter.py")))
-        run.link.away_since = None
+        run.link.away = False
         made.append(run)
         return run
 
@@ -62,13 +68,13 @@ def test_the_scheduler_hears_at_each_connection_which_codecs_the_cloud_has(
 ) -> None:
     run = started("--codec", "auto")
     for codecs in (("none", "zstd"), ("none",), ("none", "lz4", "zstd", "one of the future")):
-        run.welcomed(run.session, welcome(*codecs))
+        take_up(run, run.session, *codecs)
         assert run.observe(1.0).codecs == set(codecs) & set(available_codecs())
 
 
 def test_a_jpeg_needs_nothing_that_the_cloud_may_lack(started: Callable[..., OffloadRun]) -> None:
     run = started("--codec", "jpeg:90")
-    run.welcomed(run.session, welcome("none"))
+    take_up(run, run.session, "none")
     assert run.observe(1.0).codecs == {"jpeg:90"}
 
 
@@ -76,7 +82,7 @@ def test_what_an_earlier_run_left_tells_the_scheduler_nothing(started: Callable[
     """It is delivered first, in codecs, at splits and under a load that this run knows nothing of."""
     run, earlier = started(), DeviceSession(bytes(16))
     run.meters.tag("none")
-    run.welcomed(earlier, welcome("none"))
+    take_up(run, earlier, "none")
     run.cost(earlier, COSTS)
     acknowledged(run, earlier, again=False)
     found = run.observe(1.0)
@@ -86,7 +92,7 @@ def test_what_an_earlier_run_left_tells_the_scheduler_nothing(started: Callable[
     assert found.cloud == (TaskCost(),) * 5
     assert run.books.delivered_earlier == 1
 
-    run.welcomed(run.session, welcome("none"))
+    take_up(run, run.session, "none")
     run.cost(run.session, COSTS)
     acknowledged(run, run.session, again=False)
     found = run.observe(2.0)
@@ -99,7 +105,7 @@ def test_what_an_earlier_run_left_tells_the_scheduler_nothing(started: Callable[
 def test_what_a_welcome_acknowledges_says_nothing_of_the_new_link(started: Callable[..., OffloadRun]) -> None:
     """It was sent on the connection before, and came over that."""
     run = started()
-    run.welcomed(run.session, welcome("none"))
+    take_up(run, run.session, "none")
     acknowledged(run, run.session, again=True)
     found = run.observe(1.0)
     assert found.finished == 1
@@ -108,7 +114,7 @@ def test_what_a_welcome_acknowledges_says_nothing_of_the_new_link(started: Calla
 
 def test_only_what_is_finished_has_a_latency(started: Callable[..., OffloadRun]) -> None:
     run = started("--max-latency", "100")
-    run.welcomed(run.session, welcome("none"))
+    take_up(run, run.session, "none")
     outbox = run.session.outbox
     for sequence, kind in enumerate((Ending.DROPPED, Ending.FILTERED)):
         outbox.add(Entry(sequence, 1, time.monotonic() - 60.0, ending=kind, detail="overload"))
@@ -201,14 +207,14 @@ def deliver(run: OffloadRun) -> None:
 def test_what_an_outage_leaves_in_memory_is_bounded_by_bytes(started: Callable[..., OffloadRun]) -> None:
     """While the cloud is away all payloads are those of one split; those after it may be a thousand times as large."""
     run = started("--overload", "newest", "--spool-limit", "100k")
-    run.link.away_since = 0.0
+    run.link.away = True
     outbox, sequence = run.session.outbox, 0
     while not outbox.full:
         assert run._wait_for_room()
         outbox.add(Entry(sequence, 1, NOW, Payload(b"", (), 200)))
         sequence += 1
-    run.link.away_since = None
-    run.welcomed(run.session, welcome("none"))
+    run.link.away = False
+    take_up(run, run.session, "none")
     end = sequence + 100
     for large in range(sequence, end):
         while not room(run):  # two entries are delivered, and the backlog is shorter than it was
@@ -223,12 +229,12 @@ def test_live_items_are_as_new_as_before_an_outage_in_the_end(started: Callable[
     """Three are captured while the link carries one."""
     run = started("--overload", "newest")
     outbox, sequence = run.session.outbox, 0
-    run.link.away_since = 0.0
+    run.link.away = True
     for sequence in range(50):
         assert room(run)
         outbox.add(Entry(sequence, 1, NOW, Payload(b"", (), 200)))
-    run.link.away_since = None
-    run.welcomed(run.session, welcome("none"))
+    run.link.away = False
+    take_up(run, run.session, "none")
     taken = 0
     for tick in range(400):
         if room(run):
@@ -245,13 +251,13 @@ def test_live_items_wait_on_disk_while_those_of_an_earlier_run_are_delivered(
     started: Callable[..., OffloadRun], tmp_path: Path
 ) -> None:
     run, earlier = started("--overload", "newest", "--spool", str(tmp_path)), DeviceSession(bytes(16))
-    run.welcomed(earlier, welcome("none"))
+    take_up(run, earlier, "none")
     outbox = run.session.outbox
     for sequence in range(10):
         assert room(run), "they would be dropped"
         outbox.add(Entry(sequence, 1, NOW, Payload(b"", (), 200)))
 
-    run.welcomed(run.session, welcome("none"))
+    take_up(run, run.session, "none")
     for _ in range(10):
         assert room(run), "the backlog goes first"
         deliver(run)

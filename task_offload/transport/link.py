@@ -68,8 +68,7 @@ class Link:
         condition: guards the outboxes; notified when there may be room, or when the link ends.
         ended: the link's thread has ended, or ends.
         connections: how often a session was taken up.
-        away_s: how long the cloud was away, without the time that runs.
-        away_since: when the cloud went away; None while it is there.
+        away: whether there is no cloud now, as from the start until a session is taken up.
     """
 
     def __init__(
@@ -103,9 +102,9 @@ class Link:
         self.problem = ""
         self.ended = False
         self.connections = 0
-        self.away_s = 0.0
-        self.away_since: float | None = clock()
-        self._busy, self._full = BusyTime(), BusyTime()
+        self._taken_up: set[bytes] = set()  # sessions
+        self._busy, self._full, self._absent = BusyTime(), BusyTime(), BusyTime()
+        self._note_away(True)
         self._carrying = threading.Lock()  # held by the thread that uses the connection
         self._waiting = threading.Lock()  # held by the one that may wait for it meanwhile, the link's thread aside
         self._exchange: Exchange | None = None  # while a session is open; guarded by `_carrying`, as are the next three
@@ -131,6 +130,16 @@ class Link:
     @property
     def live(self) -> DeviceSession:
         return self._sessions[-1]
+
+    @property
+    def takes_live(self) -> bool:
+        """Whether the cloud takes items of the live session: it is there, and has those of earlier sessions."""
+        return not self.away and self._sessions[-1].session in self._taken_up
+
+    @property
+    def reconnects(self) -> int:
+        """How often a session was taken up again."""
+        return self.connections - len(self._taken_up)
 
     def put(self, entry: Entry) -> None:
         """Puts the entry that follows in sequence into the live session's outbox. A call of `carry` must follow."""
@@ -204,6 +213,10 @@ class Link:
     def full_s(self) -> float:
         """Seconds in which something waited because the window allowed no more on its way."""
         return self._full.seconds(self._clock())
+
+    def away_s(self) -> float:
+        """Seconds in which the cloud was away."""
+        return self._absent.seconds(self._clock())
 
     def _carry_on(self, wait: Callable[[Exchange], None] | None = None) -> bool:
         """Carries the connection on, if there is one and no other thread does. Returns whether it did.
@@ -298,8 +311,7 @@ class Link:
         self.problem = reason
         with self.condition:
             session.outbox.rewind()
-            if self.away_since is None:
-                self.away_since = self._clock()
+            self._note_away(True)
             self._busy.note(False, self._clock())
             self._full.note(False, self._clock())
             self.condition.notify_all()
@@ -424,7 +436,7 @@ class Link:
             self._events,
             self._busy,
             self._full,
-            self._welcomed,
+            partial(self._welcomed, session),
             self._window_items,
             self._clock,
         )
@@ -472,12 +484,15 @@ class Link:
             elif not self._more:  # what was put in during the step goes first
                 self._watch(stream, self._watched, exchange.due_s())
 
-    def _welcomed(self) -> None:
+    def _welcomed(self, session: DeviceSession) -> None:
         self.connections += 1
+        self._taken_up.add(session.session)
         self._said.clear()
-        if self.away_since is not None:
-            self.away_s += self._clock() - self.away_since
-            self.away_since = None
+        self._note_away(False)
+
+    def _note_away(self, away: bool) -> None:
+        self.away = away
+        self._absent.note(away, self._clock())
 
 
 def _events(blocked: bool) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import random
 import socket
 import threading
+from collections.abc import Sequence
 
 from task_offload.transport.exchange import DeviceSession
 from task_offload.transport.link import Link
@@ -69,12 +70,18 @@ class _TellingLink(Link):
 
 
 def make_link(
-    port: int, heard: Heard, tls: bool = False, token: Token | None = None, host: str = "127.0.0.1", **more: object
+    port: int,
+    heard: Heard,
+    tls: bool = False,
+    token: Token | None = None,
+    host: str = "127.0.0.1",
+    earlier: Sequence[DeviceSession] = (),
+    **more: object,
 ) -> Link:
     """A link to a port, not started. Its waits between connections are the shortest."""
-    session = DeviceSession(bytes(range(16)))
+    sessions = [*earlier, DeviceSession(bytes(range(16)))]
     return _TellingLink(
-        (host, port), "device", CHAIN, lambda: token, [session], heard, tls, rng=_Shortest(), **more
+        (host, port), "device", CHAIN, lambda: token, sessions, heard, tls, rng=_Shortest(), **more
     )  # type: ignore[arg-type]  # fmt: skip
 
 

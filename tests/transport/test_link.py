@@ -7,6 +7,7 @@ import queue
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 from task_offload.errors import ConfigError, RefusedError
 from task_offload.transport.certificates import load_or_make_certificate, server_context
+from task_offload.transport.exchange import DeviceSession
 from task_offload.transport.link import REFUSED_WAIT_S, Link, pause_s
 from task_offload.transport.tokens import Token
 from task_offload.wire.codec import Encoder
@@ -90,12 +92,15 @@ class Accepted(Messages):
     def welcome(self, watermark: int = 0, **more: Any) -> Hello:
         """Reads the hello and answers it."""
         hello = self.hello()
+        self.send_welcome(watermark, **more)
+        return hello
+
+    def send_welcome(self, watermark: int = 0, **more: Any) -> None:
         given: dict[str, Any] = {
             "heartbeat_s": 2.0, "silence_s": 8.0, "message_bytes": 1 << 20, "unacked_bytes": 1 << 20,
             "unacked_items": 100, **more,
         }  # fmt: skip
         self.send(Welcome(Totals(watermark, watermark), **given).encode())
-        return hello
 
     def closed(self) -> bool:
         while self.frame() is not None:
@@ -208,15 +213,49 @@ def test_what_is_not_acknowledged_is_sent_again_in_order(script: Script) -> None
     script.heard.wait_for("acked", 2)
     server.socket.close()
     script.heard.wait_for("reasons")
-    assert link.away_since is not None
+    assert link.away
     put(link, entry(6))
     server = script.accept()
     assert server.welcome(watermark=4).acked == 2  # the acks of 2 and 3 were lost with the connection
     assert server.sequences(3) == [4, 5, 6]
     assert [each.entry.sequence for each in script.heard.acked] == [0, 1, 2, 3]
-    assert link.away_since is None
-    assert link.away_s > 0
+    assert not link.away
+    assert link.away_s() > 0
     assert link.connections == 2
+
+
+def test_it_says_whether_the_cloud_takes_what_is_put_in_and_how_long_it_was_away(script: Script) -> None:
+    later_s = 0.0
+
+    def away_in_a_second() -> bool:
+        nonlocal later_s
+        before_s = link.away_s()
+        later_s += 1.0
+        return link.away_s() != before_s
+
+    link = script.link(clock=lambda: time.monotonic() + later_s, earlier=[DeviceSession(bytes(16), leaving=True)])
+    server = script.accept()
+    assert (link.away, link.takes_live, away_in_a_second()) == (True, False, True)
+    server.welcome()
+    script.heard.wait_for("welcomes")
+    assert (link.away, link.takes_live, away_in_a_second()) == (False, False, False), "earlier sessions go first"
+    server.bye()
+    server.send(farewell(Totals()))
+    server = script.accept()
+    server.hello()
+    assert (link.away, link.takes_live, away_in_a_second()) == (False, False, False)
+    server.send_welcome()
+    script.heard.wait_for("welcomes", 2)
+    assert (link.away, link.takes_live, away_in_a_second()) == (False, True, False)
+    assert link.reconnects == 0
+    server.socket.close()
+    script.heard.wait_for("reasons")
+    assert (link.away, link.takes_live, away_in_a_second()) == (True, False, True)
+    script.accept().welcome()
+    script.heard.wait_for("welcomes", 3)
+    assert (link.away, link.takes_live, away_in_a_second()) == (False, True, False)
+    assert link.reconnects == 1
+    assert link.away_s() >= 2.0
 
 
 def test_a_cloud_that_has_everything_is_sent_nothing(script: Script) -> None:
@@ -614,7 +653,7 @@ def test_a_silent_server_is_left(script: Script) -> None:
     assert frame.kind is Kind.PING
     script.heard.wait_for("reasons")
     assert script.heard.reasons[0] == "the cloud has been silent for 0.2 s"
-    assert link.away_since is not None
+    assert link.away
 
 
 def test_a_server_that_does_not_read_is_left(script: Script) -> None:
