@@ -6,8 +6,10 @@ What an app needs is exported here. The way of an item through the modules:
     cloud    transport.listener -> reception -> engines (tasks N+1 to m-1) -> finishing (order, last task) -> results
              -> reception (ack) -> transport.listener
 
-`device` and `cloud` wire their side together; `run` is what all modes of the device share, `local_run` local-only mode,
-`spooled_outbox` and `spool` what waits on disk, `capacity` whom the cloud admits; `command` is what the scripts call.
+`device` and `cloud` wire their side together. On the device `admission` says when an item may come in and how it goes,
+`steering` what the policy decides of that, and `observer` what the policy sees; `device_sessions`, `spooled_outbox` and
+`spool` hold what waits on disk; `run` is what all modes share, `local_run` local-only mode. `capacity` says whom the
+cloud admits; `command` is what the scripts call.
 """
 
 from task_offload.errors import OffloadError, SourceError

@@ -23,7 +23,7 @@ class LocalRun(Run):
         self.rate = open_source(chain, config.source)
         self.signals.listen()
         settle()
-        self.began_at = self._window_at = due = time.monotonic()
+        due = self.begin()
         if config.duration_s is not None:  # it holds for a sensor that yields nothing more, too
             self.signals.end_task_in(config.duration_s + config.drain_s)
         pace_s = self.pace_s()

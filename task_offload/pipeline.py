@@ -47,7 +47,8 @@ class Pipeline:
         encoder: makes payloads.
         codec: what it does where a route does not say.
         meters: hears what everything costs.
-        next_route: the split and codec of the next item.
+        next_route: the split and codec of the next item; it may wait until what it is given says that no more are
+            captured.
         wait_for_room: waits until there is room behind the workers; False if that will not be any more.
         put: takes the entries, in sequence order; one caller at a time, so it must be quick.
         carry: called after that, to send what was put; never waits.
@@ -68,7 +69,7 @@ class Pipeline:
         encoder: Encoder,
         codec: str,
         meters: DeviceMeters,
-        next_route: Callable[[], Route],
+        next_route: Callable[[Callable[[], bool]], Route],
         wait_for_room: Callable[[], bool],
         put: Callable[[Entry], None],
         carry: Callable[[], None],
@@ -138,11 +139,6 @@ class Pipeline:
         self.stop()
 
     @property
-    def stopping(self) -> bool:
-        """Whether nothing more is captured."""
-        return self._stop.is_set()
-
-    @property
     def sensing(self) -> bool:
         """Whether the first task runs: it may wait for its sensor, which may yield nothing more."""
         return self._sensing
@@ -175,7 +171,7 @@ class Pipeline:
                 if self._stop.wait(max(0.0, due - time.monotonic())):
                     return
                 due = max(due + self._pace_s, time.monotonic() - self._pace_s)
-            route = self._next_route()
+            route = self._next_route(self._stop.is_set)
             if self._stop.is_set():
                 return
             sequence = meters.captured

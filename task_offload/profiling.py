@@ -260,7 +260,7 @@ def _measure_with_cloud(config: DeviceConfig, chain: Chain, codecs: tuple[str, .
         return None
     if not (run.books.finished or run.meters.impossible) or run.signals.count:
         raise OffloadError("the session ended before every split was measured, so there is no profile; run it again")
-    visitor.decide(run.observe(monotonic()))  # its last items
+    visitor.decide(run.observer.observe(monotonic()))  # its last items
     # With the codecs that the cloud has.
     routes = [route for route in visitor.estimates.routes if route[0] not in run.meters.impossible]
     how = f"measured on {items} items with {config.host}:{config.port}"

@@ -104,6 +104,11 @@ class Run:
 
     rate: float | None = None
 
+    def begin(self) -> float:
+        """The run and its first window begin. Returns when."""
+        self.began_at = self._window_at = time.monotonic()
+        return self.began_at
+
     def pace_s(self) -> float | None:
         if self.config.realtime and self.rate is not None:
             return 1 / self.rate

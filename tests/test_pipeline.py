@@ -41,7 +41,9 @@ class World:
         self.routes: Iterator[Route] | None = None
         given: dict[str, Any] = {"newest": False, "cores": 1, **more}
         split = given.pop("split", 1)
-        self.next_route: Callable[[], Route] = lambda: next(self.routes) if self.routes else Route(split)
+        self.next_route: Callable[[Callable[[], bool]], Route] = lambda stopping: (
+            next(self.routes) if self.routes else Route(split)
+        )
         self.pipeline = Pipeline(
             self.chain,
             "device",
@@ -49,7 +51,7 @@ class World:
             Encoder((), 0),
             "none",
             self.meters,
-            lambda: self.next_route(),
+            lambda stopping: self.next_route(stopping),
             self._wait_for_room,
             self._put,
             self._carry,
@@ -305,20 +307,23 @@ def test_abort_gives_up_what_waits_and_what_is_worked_on() -> None:
 
 def test_a_stop_while_an_item_waits_for_its_route_captures_nothing() -> None:
     asked, stopped = threading.Event(), threading.Event()
+    told: list[bool] = []
     world = World(numbers(1000), last)
 
-    def wait_for_route() -> Route:
+    def wait_for_route(stopping: Callable[[], bool]) -> Route:
+        told.append(stopping())
         asked.set()
         assert stopped.wait(PATIENCE_S)
+        told.append(stopping())
         return Route(1)
 
     world.next_route = wait_for_route
     world.pipeline.start()
     assert asked.wait(PATIENCE_S)
     world.pipeline.stop()
-    assert world.pipeline.stopping
     stopped.set()
     assert world.end() == []
+    assert told == [False, True]
     assert world.meters.captured == 0
 
 

@@ -1,4 +1,4 @@
-"""A device's link, alone, against a scripted server."""
+"""A device's link, alone, against a scripted server; and one that only says what a test lets it say."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import contextlib
 import random
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from task_offload.transport.exchange import DeviceSession
 from task_offload.transport.link import Link
 from task_offload.transport.tokens import Token
 from task_offload.wire.messages import ChainSpec, Costs, TaskSpec, Totals, Welcome
-from task_offload.wire.outbox import Acked
+from task_offload.wire.outbox import Acked, Outbox
 
 CHAIN = ChainSpec((TaskSpec("first"), TaskSpec("last")))
 PATIENCE_S = 20.0
@@ -107,3 +107,45 @@ def try_once(listening: socket.socket, speech: bytes, tls: bool) -> str:
         link.abandon()
         assert link.join(PATIENCE_S)
     return heard.reasons[0]
+
+
+class FakeLink:
+    """A link without a network, whose cloud is there. Instead of waiting it does the next thing of `meanwhile`."""
+
+    def __init__(self, outbox: Outbox | None = None) -> None:
+        self.live = DeviceSession(bytes(range(16)), outbox or Outbox())
+        self.condition = threading.Condition()
+        self.away = self.ended = False
+        self.takes_live = True
+        self.busy_seconds = self.full_seconds = 0.0
+        self.meanwhile: list[Callable[[], object]] = []
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        while not (self.ended or ready()):
+            if not self.meanwhile:
+                raise WaitsError
+            self.meanwhile.pop(0)()
+
+    def go_away(self) -> None:
+        self.away, self.takes_live = True, False
+
+    def come_back(self) -> None:
+        self.away, self.takes_live = False, True
+
+    def deliver(self) -> None:
+        """The oldest entry is sent, and acknowledged."""
+        outbox = self.live.outbox
+        entry = outbox.next()
+        assert entry is not None
+        outbox.sent(1.0, 0)
+        outbox.acknowledge(entry.sequence + entry.count)
+
+    def busy_s(self) -> float:
+        return self.busy_seconds
+
+    def full_s(self) -> float:
+        return self.full_seconds
+
+
+class WaitsError(Exception):
+    """A thread would wait for something that does not come."""
