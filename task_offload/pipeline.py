@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 class _Captured:
     item: Item
     args: tuple[Any, ...]
-    codec: str | None
+    codec: str
 
 
 class Pipeline:
@@ -175,6 +175,7 @@ class Pipeline:
             if self._stop.is_set():
                 return
             sequence = meters.captured
+            codec = route.codec or self._codec
             item = Item(self._device, self._session, sequence, time.time(), route.split)
             outcome = self._first_task(item)
             if outcome.kind is Kind.FILTERED:
@@ -182,13 +183,13 @@ class Pipeline:
             item.captured_at, item.captured_s = time.time(), time.monotonic()
             meters.captured += 1
             if outcome.kind is Kind.FAILED:
-                self._end(item, route.codec, Ending.DROPPED, self._failure(outcome, item))
+                self._end(item, codec, Ending.DROPPED, self._failure(outcome, item))
                 failures += 1
                 self._stop.wait(pause_s(failures))
                 continue
             failures = 0
             meters.ran(0, outcome.busy_ns, outcome.cpu_ns, True)
-            self._enqueue(_Captured(item, outcome.value, route.codec))
+            self._enqueue(_Captured(item, outcome.value, codec))
 
     def _first_task(self, item: Item) -> Outcome:
         self._sensing = True
@@ -276,7 +277,7 @@ class Pipeline:
                 self._in_order(entry)
                 return
 
-    def _goes_on(self, item: Item, codec: str | None, problem: Exception) -> bool:
+    def _goes_on(self, item: Item, codec: str, problem: Exception) -> bool:
         """The item cannot travel at its split. It gets the next one where it may, or ends here: False."""
         split = item.split
         following = next((each for each in self._detours if each > split), None)
@@ -287,11 +288,11 @@ class Pipeline:
             return False
         if new:
             log.warning("split %d is not possible, so its items go on to %d: %s", split, following, problem)
-        self._meters.unsent(split, codec or self._codec)
+        self._meters.unsent(split, codec)
         item.split = following
         return True
 
-    def _run(self, item: Item, args: tuple[Any, ...], ran: int, codec: str | None) -> tuple[Any, ...] | None:
+    def _run(self, item: Item, args: tuple[Any, ...], ran: int, codec: str) -> tuple[Any, ...] | None:
         """Runs the tasks from index `ran` to the item's split. Returns the next one's arguments; None if it ended."""
         if item.split <= ran:
             return args
@@ -309,12 +310,11 @@ class Pipeline:
             self._end(item, codec, Ending.DROPPED, self._failure(outcome, item))
         return None
 
-    def _encode(self, item: Item, args: tuple[Any, ...], codec: str | None) -> Entry:
+    def _encode(self, item: Item, args: tuple[Any, ...], codec: str) -> Entry:
         with self._stretched():
             started_ns, cpu_started_ns = perf_counter_ns(), thread_time_ns()
             payload = self._encoder.encode(args, codec)
             busy_ns, cpu_ns = perf_counter_ns() - started_ns, thread_time_ns() - cpu_started_ns
-        codec = codec or self._codec
         busy_s = self._stretch(busy_ns, cpu_ns) / 1e9
         self._meters.encoded(item.split, codec, payload.size_bytes, busy_s, cpu_ns / 1e9)
         return Entry(item.sequence, item.split, item.captured_s, payload, self._meters.tag(codec))
@@ -322,9 +322,9 @@ class Pipeline:
     def _failure(self, outcome: Outcome, item: Item) -> str:
         return f"task_error: {self._errors.failed(outcome, item.device, item.sequence)}"
 
-    def _end(self, item: Item, codec: str | None, ending: Ending, detail: str) -> None:
+    def _end(self, item: Item, codec: str, ending: Ending, detail: str) -> None:
         """The item ends here."""
-        self._meters.unsent(item.split, codec or self._codec)
+        self._meters.unsent(item.split, codec)
         self._in_order(Entry(item.sequence, item.split, item.captured_s, ending=ending, detail=detail))
 
     def _in_order(self, entry: Entry) -> None:
