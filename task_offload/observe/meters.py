@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence, Set
+from dataclasses import dataclass
 
 from task_offload.observe.latency import LatencyHistogram
 from task_offload.observe.load import Delays
@@ -13,23 +14,51 @@ from task_offload.scheduling.observation import Observation, PayloadCost, TaskCo
 from task_offload.wire.messages import Costs
 
 
-class _Tasks:
-    """Items, busy seconds and survivors of each task on one side."""
+@dataclass(slots=True)
+class _TaskSums:
+    """What one task cost on one side; see `TaskCost`."""
+
+    items: int = 0
+    busy_s: float = 0.0
+    survived: int = 0
+    cpu_s: float = 0.0
+
+    def cost(self) -> TaskCost:
+        return TaskCost(self.items, self.busy_s, self.survived, self.cpu_s)
+
+
+@dataclass(slots=True)
+class _PayloadSums:
+    """What the payloads of one split and codec cost, but for what sending them took; see `PayloadCost`."""
+
+    items: int = 0
+    size_bytes: int = 0
+    encode_s: float = 0.0
+    encode_cpu_s: float = 0.0
+    decoded: int = 0
+    decode_s: float = 0.0
+
+    def cost(self, sending_s: float) -> PayloadCost:
+        encode_s, encode_cpu_s = self.encode_s + sending_s, self.encode_cpu_s + sending_s
+        return PayloadCost(self.items, self.size_bytes, encode_s, self.decoded, self.decode_s, encode_cpu_s)
+
+
+class _Interval:
+    """Counters and sums since the observation before."""
 
     def __init__(self, tasks: int) -> None:
-        self._tasks = tasks
-        self.clear()
-
-    def clear(self) -> None:
-        self.items = [0] * self._tasks
-        self.busy_s = [0.0] * self._tasks
-        self.cpu_s = [0.0] * self._tasks
-        self.survived = [0] * self._tasks
-
-    def take(self) -> tuple[TaskCost, ...]:
-        costs = tuple(map(TaskCost, self.items, self.busy_s, self.survived, self.cpu_s))
-        self.clear()
-        return costs
+        self.device = [_TaskSums() for _ in range(tasks)]
+        self.cloud = [_TaskSums() for _ in range(tasks)]
+        self.payloads: defaultdict[tuple[int, str], _PayloadSums] = defaultdict(_PayloadSums)
+        self.unsent: Counter[tuple[int, str]] = Counter()
+        self.finished = self.dropped = self.late = 0
+        self.held_s = 0.0
+        self.acked = self.acked_bytes = 0
+        self.acked_s = 0.0  # from sent to acknowledged, all items together
+        self.queued = 0
+        self.queue_s = 0.0  # of all these
+        self.transfer_bytes = 0
+        self.transfer_s = 0.0
 
 
 class _Sending:
@@ -61,34 +90,30 @@ class _Sending:
 
 
 class DeviceMeters:
-    """Counters and sums since the observation before. Threads may share it."""
+    """Counters and sums since the observation before, and some of the whole run. Threads may share it.
+
+    Attributes:
+        latency: of all finished items.
+        splits: how many items took each.
+        captured, sent_bytes: in all.
+        impossible: splits where arguments cannot travel, and why.
+        workers, main_share: as the cloud told them last; see `Observation`.
+    """
 
     def __init__(self, tasks: int, max_latency_s: float | None = None) -> None:
+        self._tasks = tasks
         self._max_latency_s = max_latency_s or math.inf
         self._lock = threading.Lock()
-        self._device = _Tasks(tasks)
-        self._cloud = _Tasks(tasks)
-        # Items, bytes, seconds of encoding, items decoded, seconds of decoding, CPU seconds of encoding.
-        self._payloads: dict[tuple[int, str], list[float]] = {}
         self._tags: list[str] = []
         self._sending = _Sending()
         self.latency = LatencyHistogram()
-        self.splits: Counter[int] = Counter()  # of the whole run
-        self.captured = 0  # of the whole run, as all below up to `_clear`
+        self.splits: Counter[int] = Counter()
+        self.captured = 0
         self.sent_bytes = 0
-        self.impossible: dict[int, str] = {}  # splits where arguments cannot travel, and why
+        self.impossible: dict[int, str] = {}
         self.workers, self.main_share = 1.0, 1.0
         self._captured_before = 0
-        self._clear()
-
-    def _clear(self) -> None:
-        self._finished = self._dropped = self._acked = self._late = 0
-        self._acked_bytes = 0
-        self._rtt_s = self._held_s = 0.0
-        self._queued = 0
-        self._queue_s = self._transfer_s = 0.0
-        self._transfer_bytes = 0
-        self._unsent: Counter[tuple[int, str]] = Counter()
+        self._interval = _Interval(tasks)
 
     def tag(self, codec: str) -> int:
         """The number that stands for a codec on the wire."""
@@ -99,18 +124,19 @@ class DeviceMeters:
     def ran(self, first: int, busy_ns: Sequence[int], cpu_ns: Sequence[int], survived: bool) -> None:
         """Tasks from index `first` on ran on the device; `survived`: the last of them let the item continue."""
         with self._lock:
-            for index, (ns, cpu) in enumerate(zip(busy_ns, cpu_ns, strict=True), first):
-                self._device.items[index] += 1
-                self._device.busy_s[index] += ns / 1e9
-                self._device.cpu_s[index] += cpu / 1e9
-                self._device.survived[index] += 1
+            ran = self._interval.device[first : first + len(busy_ns)]
+            for task, ns, cpu in zip(ran, busy_ns, cpu_ns, strict=True):
+                task.items += 1
+                task.busy_s += ns / 1e9
+                task.cpu_s += cpu / 1e9
+                task.survived += 1
             if not survived:
-                self._device.survived[first + len(busy_ns) - 1] -= 1
+                ran[-1].survived -= 1
 
     def unsent(self, split: int, codec: str) -> None:
         """An item ended without a payload."""
         with self._lock:
-            self._unsent[split, codec] += 1
+            self._interval.unsent[split, codec] += 1
 
     def cannot_travel(self, split: int, problem: Exception) -> bool:
         """The arguments of an item cannot be encoded there. Returns whether that is new."""
@@ -122,11 +148,11 @@ class DeviceMeters:
     def encoded(self, split: int, codec: str, size_bytes: int, busy_s: float, cpu_s: float) -> None:
         """A payload was encoded."""
         with self._lock:
-            payload = self._payload(split, codec)
-            payload[0] += 1
-            payload[1] += size_bytes
-            payload[2] += busy_s
-            payload[5] += cpu_s
+            payload = self._interval.payloads[split, codec]
+            payload.items += 1
+            payload.size_bytes += size_bytes
+            payload.encode_s += busy_s
+            payload.encode_cpu_s += cpu_s
 
     def sent(self, size_bytes: int, cpu_s: float | None) -> None:
         """Bytes were handed to the system, in so much CPU time; None where nobody looked."""
@@ -138,12 +164,12 @@ class DeviceMeters:
     def held(self, seconds: float) -> None:
         """The first task waited because what follows it had no room."""
         with self._lock:
-            self._held_s += seconds
+            self._interval.held_s += seconds
 
     def dropped(self, items: int = 1) -> None:
         """Items were given up because something could not keep up."""
         with self._lock:
-            self._dropped += items
+            self._interval.dropped += items
 
     def acked(
         self, size_bytes: int, round_trip_s: float | None, latency_s: float, items: int, finished: bool = True
@@ -155,41 +181,41 @@ class DeviceMeters:
             finished: False for items that were dropped here, which have no latency.
         """
         with self._lock:
+            interval = self._interval
             if round_trip_s is not None:
-                self._acked_bytes += size_bytes
-                self._acked += items
-                self._rtt_s += round_trip_s * items
+                interval.acked_bytes += size_bytes
+                interval.acked += items
+                interval.acked_s += round_trip_s * items
             if finished:
                 self.latency.add(latency_s, items)
                 if latency_s > self._max_latency_s:
-                    self._late += items
+                    interval.late += items
 
     def finished(self, items: int) -> None:
         """The device learned that items are finished."""
         with self._lock:
-            self._finished += items
+            self._interval.finished += items
 
     def cost(self, costs: Costs) -> None:
         """The cloud told its costs."""
         with self._lock:
+            interval = self._interval
             self.workers, self.main_share = costs.workers, costs.main_share
-            self._queue_s += costs.queue_us / 1e6
-            self._queued += costs.queued
-            self._transfer_bytes += costs.transfer_bytes
-            self._transfer_s += costs.transfer_us / 1e6
-            for task in costs.tasks:
-                if task.task < len(self._cloud.items):
-                    self._cloud.items[task.task] += task.items
-                    self._cloud.busy_s[task.task] += task.busy_us / 1e6
-                    self._cloud.survived[task.task] += task.survived
+            interval.queue_s += costs.queue_us / 1e6
+            interval.queued += costs.queued
+            interval.transfer_bytes += costs.transfer_bytes
+            interval.transfer_s += costs.transfer_us / 1e6
+            for told in costs.tasks:
+                if told.task < self._tasks:
+                    task = interval.cloud[told.task]
+                    task.items += told.items
+                    task.busy_s += told.busy_us / 1e6
+                    task.survived += told.survived
             for cost in costs.payloads:
                 if cost.tag < len(self._tags):
-                    payload = self._payload(cost.split, self._tags[cost.tag])
-                    payload[3] += cost.items
-                    payload[4] += cost.busy_us / 1e6
-
-    def _payload(self, split: int, codec: str) -> list[float]:
-        return self._payloads.setdefault((split, codec), [0, 0, 0.0, 0, 0.0, 0.0])
+                    payload = interval.payloads[cost.split, self._tags[cost.tag]]
+                    payload.decoded += cost.items
+                    payload.decode_s += cost.busy_us / 1e6
 
     def observe(
         self,
@@ -208,27 +234,26 @@ class DeviceMeters:
     ) -> Observation:
         """What happened since the observation before. See `Observation` for the arguments."""
         with self._lock:
-            payloads = {}
-            for key, (items, size_bytes, encode_s, decoded, decode_s, encode_cpu_s) in self._payloads.items():
-                send_s = self._sending.cpu_s(items, size_bytes)
-                payloads[key] = PayloadCost(
-                    int(items), int(size_bytes), encode_s + send_s, int(decoded), decode_s, encode_cpu_s + send_s
-                )
-            observation = Observation(
+            interval, self._interval = self._interval, _Interval(self._tasks)
+            before, self._captured_before = self._captured_before, self.captured
+            return Observation(
                 now_s=now_s,
                 interval_s=interval_s,
-                captured=self.captured - self._captured_before,
-                finished=self._finished,
-                dropped=self._dropped,
-                device=self._device.take(),
-                cloud=self._cloud.take(),
-                payloads=payloads,
-                unsent=self._unsent,
-                acked_bytes=self._acked_bytes,
+                captured=self._captured_before - before,
+                finished=interval.finished,
+                dropped=interval.dropped,
+                device=tuple(task.cost() for task in interval.device),
+                cloud=tuple(task.cost() for task in interval.cloud),
+                payloads={
+                    route: payload.cost(self._sending.cpu_s(payload.items, payload.size_bytes))
+                    for route, payload in interval.payloads.items()
+                },
+                unsent=interval.unsent,
+                acked_bytes=interval.acked_bytes,
                 link_busy_s=link_busy_s,
-                rtt_s=self._rtt_s / self._acked if self._acked else None,
-                acked=self._acked,
-                queue_s=self._queue_s / self._queued if self._queued else 0.0,
+                rtt_s=interval.acked_s / interval.acked if interval.acked else None,
+                acked=interval.acked,
+                queue_s=interval.queue_s / interval.queued if interval.queued else 0.0,
                 backlog=backlog,
                 source_rate=source_rate,
                 cores=cores,
@@ -237,17 +262,13 @@ class DeviceMeters:
                 window=window,
                 window_full_s=window_full_s,
                 in_local_outage=away,
-                held_s=self._held_s,
-                transfer_bytes=self._transfer_bytes,
-                transfer_s=self._transfer_s,
-                late=self._late,
+                held_s=interval.held_s,
+                transfer_bytes=interval.transfer_bytes,
+                transfer_s=interval.transfer_s,
+                late=interval.late,
                 cpu_s=cpu_s,
                 delayed_s=delays.seconds if delays is not None else None,
                 threads=delays.threads if delays is not None else 1.0,
                 codecs=codecs,
                 impossible=frozenset(self.impossible),
             )
-            self._captured_before = self.captured
-            self._payloads.clear()
-            self._clear()
-            return observation
