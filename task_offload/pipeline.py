@@ -36,6 +36,7 @@ class _Captured:
     item: Item
     args: tuple[Any, ...]
     codec: str
+    measured: bool  # its CPU time
 
 
 class Pipeline:
@@ -99,7 +100,7 @@ class Pipeline:
         self._emulated = cpu is not None
         self._factor = cpu.factor if cpu is not None else 1.0
         self._stretched: Callable[[], AbstractContextManager[None]] = cpu.work if cpu is not None else nullcontext
-        self._runner = Runner(chain, measure_cpu=True)
+        self._runner = Runner(chain)
         self._states = States()
         self._errors = TaskErrorLog(chain.names)
         self._waiting: deque[_Captured] = deque()
@@ -177,7 +178,8 @@ class Pipeline:
             sequence = meters.captured
             codec = route.codec or self._codec
             item = Item(self._device, self._session, sequence, time.time(), route.split)
-            outcome = self._first_task(item)
+            measured = self._emulated or meters.wants_cpu(route.split, codec)
+            outcome = self._first_task(item, measured)
             if outcome.kind is Kind.FILTERED:
                 return
             item.captured_at, item.captured_s = time.time(), time.monotonic()
@@ -189,13 +191,13 @@ class Pipeline:
                 continue
             failures = 0
             meters.ran(0, outcome.busy_ns, outcome.cpu_ns, True)
-            self._enqueue(_Captured(item, outcome.value, codec))
+            self._enqueue(_Captured(item, outcome.value, codec, measured))
 
-    def _first_task(self, item: Item) -> Outcome:
+    def _first_task(self, item: Item, measured: bool) -> Outcome:
         self._sensing = True
         try:
             with self._stretched():
-                outcome = self._runner.run(item, self._states, (), 0, 1)
+                outcome = self._runner.run(item, self._states, (), 0, 1, measured or self._live)
         finally:
             self._sensing = False
         if self._live or self._emulated:
@@ -262,13 +264,13 @@ class Pipeline:
         return bool(self._waiting) and self._waiting[0].item.sequence < self._next_sequence + self._most_ahead
 
     def _process(self, captured: _Captured) -> None:
-        item, codec = captured.item, captured.codec
+        item, codec, measured = captured.item, captured.codec, captured.measured
         args, captured.args = captured.args, ()  # so that nothing here keeps an array longer than its item needs it
         ran = 1
-        while (found := self._run(item, args, ran, codec)) is not None:
+        while (found := self._run(item, args, ran, codec, measured)) is not None:
             args = found
             try:
-                entry = self._encode(item, args, codec)
+                entry = self._encode(item, args, codec, measured)
             except Exception as error:  # what cannot travel, or what a class of the app raises
                 ran = item.split
                 if not self._goes_on(item, codec, error):
@@ -292,12 +294,12 @@ class Pipeline:
         item.split = following
         return True
 
-    def _run(self, item: Item, args: tuple[Any, ...], ran: int, codec: str) -> tuple[Any, ...] | None:
+    def _run(self, item: Item, args: tuple[Any, ...], ran: int, codec: str, measured: bool) -> tuple[Any, ...] | None:
         """Runs the tasks from index `ran` to the item's split. Returns the next one's arguments; None if it ended."""
         if item.split <= ran:
             return args
         with self._stretched():
-            outcome = self._runner.run(item, self._states, args, ran, item.split)
+            outcome = self._runner.run(item, self._states, args, ran, item.split, measured)
         if self._emulated:
             outcome.busy_ns[:] = map(self._stretch, outcome.busy_ns, outcome.cpu_ns)
         self._meters.ran(ran, outcome.busy_ns, outcome.cpu_ns, outcome.kind is Kind.CONTINUED)
@@ -310,13 +312,17 @@ class Pipeline:
             self._end(item, codec, Ending.DROPPED, self._failure(outcome, item))
         return None
 
-    def _encode(self, item: Item, args: tuple[Any, ...], codec: str) -> Entry:
+    def _encode(self, item: Item, args: tuple[Any, ...], codec: str, measured: bool) -> Entry:
+        cpu_ns = 0
         with self._stretched():
-            started_ns, cpu_started_ns = perf_counter_ns(), thread_time_ns()
+            cpu_started_ns = thread_time_ns() if measured else 0
+            started_ns = perf_counter_ns()
             payload = self._encoder.encode(args, codec)
-            busy_ns, cpu_ns = perf_counter_ns() - started_ns, thread_time_ns() - cpu_started_ns
-        busy_s = self._stretch(busy_ns, cpu_ns) / 1e9
-        self._meters.encoded(item.split, codec, payload.size_bytes, busy_s, cpu_ns / 1e9)
+            busy_ns = perf_counter_ns() - started_ns
+            if measured:
+                cpu_ns = thread_time_ns() - cpu_started_ns
+        busy_s, cpu_s = self._stretch(busy_ns, cpu_ns) / 1e9, cpu_ns / 1e9 if measured else None
+        self._meters.encoded(item.split, codec, payload.size_bytes, busy_s, cpu_s)
         return Entry(item.sequence, item.split, item.captured_s, payload, self._meters.tag(codec))
 
     def _failure(self, outcome: Outcome, item: Item) -> str:

@@ -122,7 +122,7 @@ class _Here:
         self._chain = chain
         self._codecs = codecs
         self._device = config.device_name
-        self._runner, self._states = Runner(chain, measure_cpu=True), States()
+        self._runner, self._states = Runner(chain), States()
         self._encoder = Encoder(chain.payload_types, config.picture_quality)
         self._decoder = Decoder(chain.payload_types)
         rate = open_source(chain, config.source)
@@ -150,7 +150,7 @@ class _Here:
             if index in self._chain.splits:
                 for codec in self._codecs:
                     self._measure_payload(args, index, codec)
-            outcome = self._runner.run(item, self._states, args, index, index + 1)
+            outcome = self._runner.run(item, self._states, args, index, index + 1, measure_cpu=True)
             self._count(outcome)
 
     def source_rate(self) -> float:
@@ -168,7 +168,7 @@ class _Here:
     def _capture(self) -> tuple[Item, Outcome]:
         item = Item(self._device, "0" * 32, self._captured, 0.0, len(self._chain.tasks))
         self._captured += 1
-        outcome = self._runner.run(item, self._states, (), 0, 1)
+        outcome = self._runner.run(item, self._states, (), 0, 1, measure_cpu=True)
         self.ended = outcome.kind is Kind.FILTERED
         if outcome.kind is Kind.CONTINUED:
             self._waits_ns.append(outcome.busy_ns[0])

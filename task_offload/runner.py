@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
         value: CONTINUED: the next task's arguments, a tuple in which a `Picture` marks a picture; COMPLETED: the
             result or None; FAILED: the exception; FILTERED: None.
         busy_ns: busy time of each task that ran, in order, in nanoseconds.
-        cpu_ns: CPU time of this thread in each, if the runner measures it; empty otherwise.
+        cpu_ns: CPU time of this thread in each, where it was to be measured; empty otherwise.
     """
 
     kind: Kind
@@ -72,24 +72,22 @@ class TaskThread(threading.Thread):
 
 
 class Runner:
-    """Runs tasks of one chain. Threads may share it; a session's stateful tasks must not run at the same time.
+    """Runs tasks of one chain. Threads may share it; a session's stateful tasks must not run at the same time."""
 
-    Arguments:
-        measure_cpu: outcomes tell CPU time too.
-    """
-
-    def __init__(self, chain: Chain, measure_cpu: bool = False) -> None:
-        self._measure_cpu = measure_cpu
+    def __init__(self, chain: Chain) -> None:
         self._functions = tuple(task.function for task in chain.tasks)
         self._last = len(chain.tasks) - 1
 
-    def run(self, item: Item, states: States, args: tuple[Any, ...], begin: int, end: int) -> Outcome:
+    def run(
+        self, item: Item, states: States, args: tuple[Any, ...], begin: int, end: int, measure_cpu: bool = False
+    ) -> Outcome:
         """Runs the tasks with index begin to end-1 on one item.
 
         Arguments:
             item: what `current_item()` gives inside the tasks; its `state` and `published` are overwritten.
             states: the session's state on this side.
             args: arguments of task `begin`, as `Outcome.value` gives them.
+            measure_cpu: the outcome tells CPU time too, at the cost of a system call for each task.
 
         Raises:
             SourceError: the first task said that its source is gone for good.
@@ -100,7 +98,7 @@ class Runner:
         functions, last, of_task = self._functions, self._last, states.of_task
         index = begin
         set_current_item(item)
-        cpu_clock = thread_time_ns if self._measure_cpu else None
+        cpu_clock = thread_time_ns if measure_cpu else None
         cpu_started = cpu_clock() if cpu_clock is not None else 0
         started = perf_counter_ns()
         try:

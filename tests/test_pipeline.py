@@ -11,7 +11,7 @@ import pytest
 
 from task_offload.emulated_cpu import EmulatedCpu
 from task_offload.errors import OffloadError, SourceError
-from task_offload.observe.meters import DeviceMeters
+from task_offload.observe.meters import MEASURED, DeviceMeters
 from task_offload.pipeline import Pipeline
 from task_offload.scheduling.observation import MOST_AHEAD, Route
 from task_offload.task import Chain, Contract, Task, current_item
@@ -398,3 +398,17 @@ def test_a_sensor_that_waits_does_not_keep_an_emulated_core_from_the_others() ->
     sensor.set()
     world.end()
     assert [entry.sequence for entry in world.entries] == [0]
+
+
+@pytest.mark.parametrize("more", [{}, {"live": True}, {"cpu": EmulatedCpu(1.0)}])
+def test_cpu_time_is_measured_of_some_items_only(more: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an emulated processor's always, since it is what is stretched; and a live source's time is its CPU time."""
+    asked = []
+    monkeypatch.setattr("task_offload.runner.thread_time_ns", lambda: asked.append(1) or 0)
+    items = 3 * MEASURED
+    world = World(numbers(items), lambda x: (True, x), last, split=2, **more)
+    assert len(world.run()) == items
+    first, second = (items, items) if "cpu" in more else (items, MEASURED) if "live" in more else (MEASURED, MEASURED)
+    # At its begin and end, of a few more that were captured meanwhile, and of the capture that ends the stream.
+    least = 2 * (first + second)
+    assert least <= len(asked) <= least + 2 * (2 * 4 + 1)

@@ -13,33 +13,41 @@ from task_offload.observe.load import Delays
 from task_offload.scheduling.observation import Observation, PayloadCost, TaskCost
 from task_offload.wire.messages import Costs
 
+MEASURED = 8  # items by one split and codec in one interval: for CPU time that is enough, and asking for it is not free
+
 
 @dataclass(slots=True)
 class _TaskSums:
-    """What one task cost on one side; see `TaskCost`."""
+    """What one task cost on one side; see `TaskCost`. `cpu_s` is of as many items as were measured."""
 
     items: int = 0
     busy_s: float = 0.0
     survived: int = 0
+    measured: int = 0
     cpu_s: float = 0.0
 
     def cost(self) -> TaskCost:
-        return TaskCost(self.items, self.busy_s, self.survived, self.cpu_s)
+        return TaskCost(self.items, self.busy_s, self.survived, self.cpu_s * self.items / max(1, self.measured))
 
 
 @dataclass(slots=True)
 class _PayloadSums:
-    """What the payloads of one split and codec cost, but for what sending them took; see `PayloadCost`."""
+    """What the payloads of one split and codec cost, but for what sending them took; see `PayloadCost`.
+
+    `encode_cpu_s` is of as many items as were measured.
+    """
 
     items: int = 0
     size_bytes: int = 0
     encode_s: float = 0.0
+    measured: int = 0
     encode_cpu_s: float = 0.0
     decoded: int = 0
     decode_s: float = 0.0
 
     def cost(self, sending_s: float) -> PayloadCost:
-        encode_s, encode_cpu_s = self.encode_s + sending_s, self.encode_cpu_s + sending_s
+        encode_s = self.encode_s + sending_s
+        encode_cpu_s = self.encode_cpu_s * self.items / max(1, self.measured) + sending_s
         return PayloadCost(self.items, self.size_bytes, encode_s, self.decoded, self.decode_s, encode_cpu_s)
 
 
@@ -121,15 +129,27 @@ class DeviceMeters:
             self._tags.append(codec)
         return self._tags.index(codec)
 
+    def wants_cpu(self, split: int, codec: str) -> bool:
+        """Whether the CPU time of one more item that goes there is to be measured."""
+        payloads = self._interval.payloads.get((split, codec))
+        return payloads is None or payloads.measured < MEASURED
+
     def ran(self, first: int, busy_ns: Sequence[int], cpu_ns: Sequence[int], survived: bool) -> None:
-        """Tasks from index `first` on ran on the device; `survived`: the last of them let the item continue."""
+        """Tasks from index `first` on ran on the device.
+
+        Arguments:
+            cpu_ns: empty where it was not measured.
+            survived: the last of them let the item continue.
+        """
         with self._lock:
             ran = self._interval.device[first : first + len(busy_ns)]
-            for task, ns, cpu in zip(ran, busy_ns, cpu_ns, strict=True):
+            for task, ns in zip(ran, busy_ns, strict=True):
                 task.items += 1
                 task.busy_s += ns / 1e9
-                task.cpu_s += cpu / 1e9
                 task.survived += 1
+            for task, ns in zip(ran, cpu_ns, strict=False):
+                task.measured += 1
+                task.cpu_s += ns / 1e9
             if not survived:
                 ran[-1].survived -= 1
 
@@ -145,14 +165,16 @@ class DeviceMeters:
             self.impossible.setdefault(split, " ".join(str(problem).split()))
             return new
 
-    def encoded(self, split: int, codec: str, size_bytes: int, busy_s: float, cpu_s: float) -> None:
-        """A payload was encoded."""
+    def encoded(self, split: int, codec: str, size_bytes: int, busy_s: float, cpu_s: float | None) -> None:
+        """A payload was encoded, in so much CPU time; None where it was not measured."""
         with self._lock:
             payload = self._interval.payloads[split, codec]
             payload.items += 1
             payload.size_bytes += size_bytes
             payload.encode_s += busy_s
-            payload.encode_cpu_s += cpu_s
+            if cpu_s is not None:
+                payload.measured += 1
+                payload.encode_cpu_s += cpu_s
 
     def sent(self, size_bytes: int, cpu_s: float | None) -> None:
         """Bytes were handed to the system, in so much CPU time; None where nobody looked."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from task_offload.observe.meters import DeviceMeters
+from task_offload.observe.meters import MEASURED, DeviceMeters
 from task_offload.scheduling.observation import Observation
 from task_offload.wire.messages import Costs, PayloadBusy, TaskBusy
 
@@ -28,6 +28,26 @@ def test_tasks_on_the_device() -> None:
     again = observe(meters)
     assert again.captured == 0
     assert all(task.items == 0 for task in again.device)
+
+
+def test_cpu_time_of_some_stands_for_all() -> None:
+    meters = DeviceMeters(3)
+    for _ in range(MEASURED):
+        assert meters.wants_cpu(2, "none")
+        meters.ran(0, [9_000_000], [3_000_000], True)
+        meters.ran(1, [5_000_000], [1_000_000], True)
+        meters.encoded(2, "none", 1000, 0.5, 0.25)
+    assert not meters.wants_cpu(2, "none")
+    assert meters.wants_cpu(1, "none")
+    assert meters.wants_cpu(2, "zstd")
+    for _ in range(MEASURED):
+        meters.ran(0, [9_000_000], [], True)
+        meters.ran(1, [5_000_000], [], False)
+    meters.encoded(2, "none", 1000, 0.5, None)
+    seen = observe(meters)
+    assert [task.cpu_s for task in seen.device] == pytest.approx([2 * MEASURED * 0.003, 2 * MEASURED * 0.001, 0.0])
+    assert seen.payloads[2, "none"].encode_cpu_s == pytest.approx(0.25 * (MEASURED + 1))
+    assert meters.wants_cpu(2, "none")
 
 
 def test_payloads_by_split_and_codec_with_what_sending_them_took() -> None:
