@@ -144,7 +144,7 @@ def measure_recorder(folder: Path, rate: float, seconds: float, devices: int, bu
         for _ in range(int(now * rate) - count):
             row = next(source)
             added[row.device, row.sequence] = time.perf_counter()
-            recorder.add(Record(row.device, row.session, row.sequence, 3, "completed", None, result, 1.0, 2.0))
+            recorder.add([Record(row.device, row.session, row.sequence, 3, "completed", None, result, 1.0, 2.0)])
             count += 1
         time.sleep(0.001)
     most_waiting = recorder.waiting

@@ -52,7 +52,7 @@ class Cloud:
         self._identity = CloudIdentity(config.state_dir or default_state_dir()) if config.use_tls else None
         results = open_results(config.results, config.keep_days)
         self._recorder = Recorder(results.store, results.sinks, on_recorded=self._recorded)
-        self._finisher = Finisher(chain, self._recorder.add_all, config.task_timeout_s, clock, unix_clock)
+        self._finisher = Finisher(chain, self._recorder.add, config.task_timeout_s, clock, unix_clock)
         self.reception = Reception(config, chain, self._identity, self, limits or ListenerLimits(), clock, unix_clock)
         self._watchdog = Watchdog()
         if self._identity:

@@ -58,7 +58,6 @@ LINES_PER_MINUTE = 20  # of coming and going of one device, in the log
 COME_BACK_S = 2.0  # what a stopping server tells its devices
 FULL_COME_BACK_S = 10.0  # what a full one tells them
 MAX_DEVICES = 4000  # fewer than `ListenerLimits.connections`, so that the next ones hear why
-MOST_ACKED = 2**62  # a device's word; the store's sequences end at 2**63
 
 
 class Behind(Protocol):
@@ -210,9 +209,6 @@ class Reception:
             hello = replace(hello, device=check_device_name(hello.device))
         except ConfigError as error:
             self._listener.refuse(connection, Refusal.PROTOCOL, str(error))
-            return
-        if hello.acked > MOST_ACKED:
-            self._listener.refuse(connection, Refusal.PROTOCOL, f"{hello.acked} acknowledged items make no sense")
             return
         admission: Admission | None = None
         if self._identity is not None:

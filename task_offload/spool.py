@@ -164,11 +164,6 @@ class DiskSpool:
         """Items that wait, of all sessions."""
         return self._items
 
-    @property
-    def damaged(self) -> int:
-        """How many damaged places were found, at opening and when reading; each cost one message or more."""
-        return len(self._damaged)
-
     def sessions(self) -> list[SpooledSession]:
         """The sessions with items that wait, oldest first."""
         with self._lock:
@@ -446,7 +441,7 @@ class DiskSpool:
         self._items += segment.items
 
     def report_damage(self, path: Path, what: str) -> None:
-        """Counts and logs a damaged place, for the spool's readers too."""
+        """Logs a damaged place, once, for the spool's readers too."""
         place = (path.name, what)
         if place not in self._damaged:  # a reader may come by again
             log.error("spool %s: %s is damaged; skipped %s", self._folder, path.name, what)

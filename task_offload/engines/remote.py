@@ -115,7 +115,7 @@ class NearSide:
 
     def __init__(self, chain: Chain) -> None:
         self.app = chain.app
-        self.decoder = Decoder(chain.payload_types)
+        self._decoder = Decoder(chain.payload_types)
         self._runner = Runner(chain)
         self._last = len(chain.tasks) - 1
 
@@ -124,14 +124,14 @@ class NearSide:
         if unit.item.split < self._last:
             return None
         cpu_ns = thread_time_ns()
-        done = work(unit, self.decoder, self._runner, self._last, unit.lane.states)
+        done = work(unit, self._decoder, self._runner, self._last, unit.lane.states)
         set_cpu([done], thread_time_ns() - cpu_ns)
         return done
 
     def done(self, unit: Unit, reply: Reply, body: memoryview, sent_ns: int) -> Done:
         """The outcome of a unit that ran elsewhere, and was sent there at `sent_ns` on `perf_counter_ns`."""
         cpu_ns = thread_time_ns()
-        outcome = outcome_of(reply, unit.item, self.decoder, body)
+        outcome = outcome_of(reply, unit.item, self._decoder, body)
         unit.head, unit.body = b"", None  # so that the memory is free as soon as no array refers to it
         cpu_ns = reply.cpu_ns + thread_time_ns() - cpu_ns
         return Done(unit, outcome, reply.decode_ns, sent_ns - unit.arrived_ns, cpu_ns)

@@ -84,11 +84,6 @@ class Recorder:
         """How many records are not recorded yet."""
         return len(self._waiting) + self._in_commit
 
-    @property
-    def missed(self) -> dict[str, int]:
-        """How many rows each sink missed so far, by its name."""
-        return {feeder.name: feeder.missed for feeder in self._feeders}
-
     def books(self, device: str, session: str) -> SessionBooks:
         """What is recorded of a session. Any thread may ask.
 
@@ -100,17 +95,13 @@ class Recorder:
         with self._changed:
             return self._books.get((device, session), SessionBooks())
 
-    def add(self, record: Record) -> None:
-        """Takes a record. A session's records come in the order of their sequences; one that was recorded before may
+    def add(self, records: Sequence[Record]) -> None:
+        """Takes records. A session's records come in the order of their sequences; one that was recorded before may
         come again, and is reported and not written.
 
         Raises:
             ValueError: a field is out of its range; nothing is taken.
         """
-        self.add_all([record])
-
-    def add_all(self, records: Sequence[Record]) -> None:
-        """Takes records, as `add` does."""
         for record in records:
             record.check()
         if self._store is not None:

@@ -13,8 +13,6 @@ from task_offload.results.jsonl import JsonlSink
 from task_offload.results.mqtt import MqttSink, parse_broker
 from task_offload.results.sqlite import SqliteStore
 
-DEFAULT_RESULTS = ("sqlite:results.sqlite",)
-
 
 @dataclass(frozen=True)
 class Results:
@@ -53,7 +51,7 @@ def check_results(specs: Sequence[str], keep_days: float | None = None) -> None:
         raise ConfigError("--keep: it bounds the SQLite file, but there is none; add --results sqlite:FILE")
 
 
-def open_results(specs: Sequence[str] = DEFAULT_RESULTS, keep_days: float | None = None) -> Results:
+def open_results(specs: Sequence[str], keep_days: float | None = None) -> Results:
     """Opens every place that `--results` names.
 
     Arguments:

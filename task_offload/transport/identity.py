@@ -132,10 +132,10 @@ class CloudIdentity:
         return None
 
     def still_admits(self, admission: Admission) -> bool:
-        """False once the device has been revoked or enrolled again. Ask after `refresh` has returned True."""
+        """False once the device has been revoked or enrolled again. As of the last `refresh`."""
         return admission.proof is None or admission.proof == self._registry.proof(admission.device)
 
-    def refresh(self) -> bool:
-        """Whether devices were enrolled or revoked since the last call. It looks at most once a second, so call it at
-        least that often."""
-        return self._registry.refresh()
+    def refresh(self) -> None:
+        """Sees which devices were enrolled or revoked meanwhile. It looks at most once a second, so call it at least
+        that often."""
+        self._registry.refresh()

@@ -69,7 +69,6 @@ class Registry:
         self._looked_s = clock()
         self._version = self._stat()
         self._devices: Mapping[str, EnrolledDevice] = self._load()
-        self._told: Mapping[str, EnrolledDevice] = self._devices
 
     def enroll(self, name: str) -> bytes:
         """Enrolls a device and returns its new secret, which is stored nowhere. For a name that is enrolled already,
@@ -121,21 +120,17 @@ class Registry:
         device = self._devices.get(name)
         return device.proof if device else None
 
-    def refresh(self) -> bool:
-        """Whether the registry has changed since the last call, by whomever. It looks at the file at most once a
-        second, and is cheap enough for every pass of a loop. A damaged file is logged, and what was known before stays
-        in force."""
+    def refresh(self) -> None:
+        """Reads the file if it has changed. It looks at most once a second, and is cheap enough for every pass of a
+        loop."""
         now_s = self._clock()
         if now_s - self._looked_s >= LOOK_INTERVAL_S:
             self._looked_s = now_s
             self.look()
-        devices = self._devices
-        changed = devices is not self._told
-        self._told = devices
-        return changed
 
     def look(self) -> None:
-        """Reads the file if it has changed: at once, for a device that knocks right after it was enrolled."""
+        """The same at once, for a device that knocks right after it was enrolled. A damaged file is logged, and what
+        was known before stays in force."""
         version = self._stat()
         if version == self._version:
             return

@@ -76,7 +76,6 @@ class Refusal(IntEnum):
     LIMIT = 7  # a stated limit was exceeded
     PAYLOAD = 8  # a payload that the allow-list does not construct
     STOPPING = 9  # the server shuts down
-    SILENT = 10  # nothing was heard for too long
 
 
 LASTING = frozenset({Refusal.VERSION, Refusal.CHAIN, Refusal.TOKEN})

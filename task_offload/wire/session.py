@@ -91,18 +91,18 @@ class DeviceSide:
 
     Arguments:
         acked: what the hello says: all below it was acknowledged on earlier connections.
-        sent: all below it was, or may have been, sent on earlier connections; None if nobody knows. Nothing from there
-            on can be acknowledged before it is sent.
+        sent: all below it was, or may have been, sent on earlier connections. Nothing from there on can be
+            acknowledged before it is sent.
     """
 
-    def __init__(self, acked: int = 0, sent: int | None = None) -> None:
+    def __init__(self, acked: int = 0, sent: int = 0) -> None:
         self.state = State.GREETING
         self._acked = acked
         self._sent = sent
 
     def sent(self, end_sequence: int) -> None:
         """All items below `end_sequence` were sent, on this connection or an earlier one."""
-        self._sent = max(self._sent or 0, end_sequence)
+        self._sent = max(self._sent, end_sequence)
 
     def leave(self) -> None:
         """The bye was sent."""
@@ -126,8 +126,6 @@ class DeviceSide:
             return Costs.decode(frame.head)
         if frame.kind is Kind.WELCOME:
             welcome = Welcome.decode(frame.head)
-            if self._sent is None:
-                self._sent = welcome.totals.next_sequence
             self._advance(welcome.totals)
             self.state = State.OPEN
             return welcome
@@ -139,7 +137,6 @@ class DeviceSide:
         return RefusalMessage.decode(frame.head)
 
     def _advance(self, totals: Totals) -> None:
-        assert self._sent is not None
         if not self._acked <= totals.next_sequence <= self._sent:
             raise ProtocolError(
                 f"the cloud acknowledged all below item {totals.next_sequence}, with {self._acked} acknowledged before "

@@ -22,10 +22,10 @@ QUESTIONS = re.findall(r"^([^\n]+):\n\n```sql\n(.*?)```", TEXT, re.DOTALL | re.M
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     recorder = Recorder(SqliteStore(tmp_path / "results.sqlite"), on_recorded=lambda *_: None)
     for sequence in range(120):
-        recorder.add(record(sequence, result={"x": sequence, "y": 2, "radius": sequence / 10}))
-    recorder.add(record(120, "filtered", "find_contours"))
-    recorder.add(record(121, "dropped", "overload", items=5, split=2))
-    recorder.add(record(126, result=object()))
+        recorder.add([record(sequence, result={"x": sequence, "y": 2, "radius": sequence / 10})])
+    recorder.add([record(120, "filtered", "find_contours")])
+    recorder.add([record(121, "dropped", "overload", items=5, split=2)])
+    recorder.add([record(126, result=object())])
     recorder.close()
     monkeypatch.chdir(tmp_path)
     return tmp_path

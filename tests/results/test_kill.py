@@ -37,9 +37,9 @@ for step in range(1_000_000):
     for i, begin in enumerate(begins):
         sequence = begin + 4 * step
         for kind in ("completed", "filtered"):
-            recorder.add(Record(f"pi-{i}", session, sequence, 3, kind, None, {"n": sequence}, 1.0, 2.0))
+            recorder.add([Record(f"pi-{i}", session, sequence, 3, kind, None, {"n": sequence}, 1.0, 2.0)])
             sequence += 1
-        recorder.add(Record(f"pi-{i}", session, sequence, 3, "dropped", "overload", None, 1.0, 2.0, items=2))
+        recorder.add([Record(f"pi-{i}", session, sequence, 3, "dropped", "overload", None, 1.0, 2.0, items=2)])
     while recorder.waiting > 200:
         pass
 """

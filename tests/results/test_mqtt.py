@@ -143,7 +143,9 @@ def test_the_broker_says_offline_when_the_server_was_killed(broker: Mosquitto, s
         assert subscriber.next() == ("task_offload/status", "offline")
 
 
-def test_a_broker_that_goes_and_comes_back_stalls_nothing_and_gets_what_waited(program: str, tmp_path: Path) -> None:
+def test_a_broker_that_goes_and_comes_back_stalls_nothing_and_gets_what_waited(
+    program: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     broker = Mosquitto(program, tmp_path)
     recorded: queue.SimpleQueue[int] = queue.SimpleQueue()
     results = open_results(["sqlite:" + str(tmp_path / "results.sqlite"), f"mqtt://127.0.0.1:{broker.port}"])
@@ -152,12 +154,12 @@ def test_a_broker_that_goes_and_comes_back_stalls_nothing_and_gets_what_waited(p
     )
     subscriber = Subscriber(broker.port)
     assert subscriber.next() == ("task_offload/status", "online")
-    recorder.add(record(0))
+    recorder.add([record(0)])
     assert subscriber.next()[1]["sequence"] == 0
     subscriber.close()
     broker.stop()
-    recorder.add(record(1))
-    recorder.add(record(2))
+    recorder.add([record(1)])
+    recorder.add([record(2)])
     assert [recorded.get(timeout=LONG_S) for _ in range(3)] == [0, 1, 2]
     broker.start()
     subscriber = Subscriber(broker.port)
@@ -167,7 +169,7 @@ def test_a_broker_that_goes_and_comes_back_stalls_nothing_and_gets_what_waited(p
         if topic != "task_offload/status":
             seen.add(item["sequence"])
     assert recorder.close() == 0
-    assert sum(recorder.missed.values()) == 0
+    assert "missed" not in caplog.text
     subscriber.close()
     broker.stop()
 

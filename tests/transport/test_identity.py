@@ -67,11 +67,10 @@ def test_a_command_of_another_process_reaches_the_running_server(
     token = pasted(command.enroll("garden"))
     admission = cloud.admit("garden", token.secret, PUBLIC)
     assert admission is not None
-    assert cloud.refresh()
     command.revoke("garden")
+    assert cloud.still_admits(admission)
     clock.now_s += 1
-    assert cloud.admit("kitchen", bytes(32), PUBLIC) is None  # it looks, and must not hide the change from refresh
-    assert cloud.refresh()
+    cloud.refresh()
     assert not cloud.still_admits(admission)
     assert cloud.admit("garden", token.secret, PUBLIC) is None
 
