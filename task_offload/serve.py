@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -30,6 +31,7 @@ def run_cloud(config: CloudConfig, started: Callable[[int], None] | None = None)
     """
     if config.enroll or config.revoke or config.list_devices:
         return _manage(config)
+    _allow_descriptors()
     cloud = Cloud(config)
     signals = 0
 
@@ -58,6 +60,13 @@ def run_cloud(config: CloudConfig, started: Callable[[int], None] | None = None)
     finally:
         cloud.close()
     return 0
+
+
+def _allow_descriptors() -> None:
+    """Allows this process as many descriptors as it may have: each device takes one, and a shell's limit is 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # some systems allow less than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _manage(config: CloudConfig) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import signal
 import socket
 from collections import Counter
@@ -620,6 +621,17 @@ def test_the_servers_memory_and_descriptors_come_back(lab: Lab) -> None:
     assert descriptors_after <= descriptors
     assert threads_after <= threads
     assert memory_after - memory < 48_000_000  # the pool keeps some of what came in at once
+
+
+def test_the_server_takes_as_many_descriptors_as_it_may_have(lab: Lab) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, hard - 1, 512), hard))
+    try:
+        server = lab.server("counter", "--no-tls")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert psutil.Process(server.pid).rlimit(psutil.RLIMIT_NOFILE) == (hard, hard)
+    server.stop()
 
 
 def test_a_newer_device_of_the_same_name_replaces_the_older(lab: Lab) -> None:

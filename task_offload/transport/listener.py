@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import selectors
 import socket
@@ -40,6 +41,7 @@ READ_ON_BYTES = 32 * 1024  # while so much came, more has come meanwhile, and is
 MOST_EXPECTED_BYTES = 1024 * 1024  # of one body before its connection is looked at, or until the next tick
 TICK_S = 0.25
 TRIM_S = 10.0  # memory for bodies that nobody has needed for so long is given back
+NO_DESCRIPTOR_LINES_S = 60.0  # apart; each tick tries again
 LINE_CHARACTERS = 500  # of what a peer has to say, in the log
 
 
@@ -167,6 +169,7 @@ class Listener:
         self._unread: set[Connection] = set()  # bytes wait inside TLS, or the budget was spent
         self._unsent: set[Connection] = set()
         self._lines = LineBudget(limits.log_lines_per_minute, clock)
+        self._no_descriptor_said_at = -math.inf
         self.rejected: Counter[str] = Counter()
         self._stop = False
         self._thread = threading.Thread(target=self._run, name="listener", daemon=True)
@@ -288,11 +291,17 @@ class Listener:
             except OSError as error:  # the peer is gone already, or no descriptor is free
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     self._set_accepting(False)
-                    log.warning("no file descriptor is free for another connection; raise the limit (ulimit -n)")
+                    self._say_no_descriptor()
                 return
             if silent is not None:
                 self._too_late(silent, self._limits.give_way_s)
             self._open(sock, address[0].removeprefix("::ffff:"))  # IPv4 on a socket for both
+
+    def _say_no_descriptor(self) -> None:
+        now = self._clock()
+        if now - self._no_descriptor_said_at >= NO_DESCRIPTOR_LINES_S:
+            self._no_descriptor_said_at = now
+            log.warning("no file descriptor is free for another connection; raise the limit (ulimit -n)")
 
     def _who_gives_way(self) -> Connection | None:
         """The connection that has been silent for longest, of the address that has the most; None if it may stay."""

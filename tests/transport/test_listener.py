@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -537,6 +539,30 @@ class EndlessItems(Stream):
         buffer[:] = data[: len(buffer)]
         self._left = data[len(buffer) :]
         return len(buffer)
+
+
+def test_without_a_free_descriptor_connections_wait_and_one_line_a_minute_says_so(
+    make: Callable[..., World], caplog: pytest.LogCaptureFixture
+) -> None:
+    world = make()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    waiting = socket.socket()
+    lowest_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+    try:
+        waiting.connect(("127.0.0.1", world.listener.port))
+        for _ in range(5):
+            world.advance(1.0)
+        lines = [each.message for each in caplog.records]
+        world.advance(60.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert lines == ["no file descriptor is free for another connection; raise the limit (ulimit -n)"]
+    assert len(caplog.records) == 2
+    with waiting:
+        world.advance(1.0)
+        world.connections(1)
 
 
 def test_a_flood_of_small_messages_leaves_turns_to_others(make: Callable[..., World]) -> None:
