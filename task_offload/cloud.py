@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 
 from task_offload.cloud_session import Endings, summary
 from task_offload.config import CloudConfig
@@ -33,6 +34,7 @@ class Cloud:
     Raises:
         ConfigError: something of the config cannot work.
         StoreError: the results cannot be recorded.
+        OffloadError: the port is taken, or the engine cannot start. Nothing is left open, whichever it is.
     """
 
     def __init__(
@@ -50,15 +52,22 @@ class Cloud:
         self._stopping = False
         self._began_at = clock()
         self._identity = CloudIdentity(config.state_dir or default_state_dir()) if config.use_tls else None
-        results = open_results(config.results, config.keep_days)
-        self._recorder = Recorder(results.store, results.sinks, on_recorded=self._recorded)
-        self._finisher = Finisher(chain, self._recorder.add, config.task_timeout_s, clock, unix_clock)
-        self.reception = Reception(config, chain, self._identity, self, limits or ListenerLimits(), clock, unix_clock)
         self._watchdog = Watchdog()
-        if self._identity:
-            self._identity.open_loopback(self.port)
-        # The last, since only `close` ends its processes.
-        self._engine = make_engine(config.engine, chain, config.workers, self._outcomes, config.task_timeout_s)
+        with ExitStack() as started:  # is closed again if a later part cannot start
+            results = open_results(config.results, config.keep_days)
+            self._recorder = Recorder(results.store, results.sinks, on_recorded=self._recorded)
+            started.callback(self._recorder.close)
+            self._finisher = Finisher(chain, self._recorder.add, config.task_timeout_s, clock, unix_clock)
+            self.reception = Reception(
+                config, chain, self._identity, self, limits or ListenerLimits(), clock, unix_clock
+            )
+            started.callback(self.reception.close)
+            if self._identity:
+                self._identity.open_loopback(self.port)
+                started.callback(self._identity.close)
+            # The last, since its processes take longest to start, and to end.
+            self._engine = make_engine(config.engine, chain, config.workers, self._outcomes, config.task_timeout_s)
+            started.pop_all()
 
     @property
     def port(self) -> int:

@@ -87,7 +87,8 @@ class Reception:
         over: reports of those that will not, the newest `MAX_REPORTED_SESSIONS`.
 
     Raises:
-        ConfigError: the port cannot be listened on.
+        ConfigError: the port cannot be listened on, ever.
+        LinkError: not now: it is taken, say.
     """
 
     def __init__(

@@ -48,14 +48,14 @@ def run_cloud(config: CloudConfig, started: Callable[[int], None] | None = None)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     settle()
-    cloud.start()
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    print(f"listening on {host}:{cloud.port}, running {config.app}", file=sys.stderr, flush=True)
-    if started is not None:
-        started(cloud.port)
-    elif not is_journal() and (line := cloud.enroll_first(FIRST_DEVICE)) is not None:  # a log is no place for a secret
-        say(f"paste this on a device, which is named {FIRST_DEVICE} then (--enroll NAME for others):\n{line}")
     try:
+        cloud.start()
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        print(f"listening on {host}:{cloud.port}, running {config.app}", file=sys.stderr, flush=True)
+        if started is not None:
+            started(cloud.port)
+        elif not is_journal() and (line := cloud.enroll_first(FIRST_DEVICE)) is not None:  # no secrets in logs
+            say(f"paste this on a device, which is named {FIRST_DEVICE} then (--enroll NAME for others):\n{line}")
         cloud.run()
     finally:
         cloud.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +12,11 @@ from typing import Any
 
 import pytest
 
-from task_offload.errors import StoreError
+from task_offload.cloud import Cloud
+from task_offload.config import CloudConfig
+from task_offload.errors import AppError, LinkError, StoreError
 from task_offload.results.sqlite import SqliteStore
+from task_offload.transport.loopback import find_loopback_token
 from task_offload.wire.messages import Ending, Kind, Refusal, RefusalMessage, bye, decode_totals
 from tests.support.peers import Peer, hello, item
 from tests.support.worlds import Held, World, ended, pass_by, totals, worlds
@@ -143,6 +148,49 @@ def test_a_stopping_server_finishes_what_has_come_in_and_takes_no_more(make: Cal
         assert peer.closed()
     assert held.units == []
     assert [row["sequence"] for row in world.rows()] == [0, 1, 2]
+
+
+ONLY_HERE = """
+import multiprocessing
+
+if multiprocessing.parent_process() is not None:
+    raise RuntimeError("not in a worker's process")
+
+def first():
+    return True, 1
+
+def last(number):
+    return True
+
+tasks = [first, last]
+"""
+
+
+@pytest.mark.usefixtures("undo_imports")
+@pytest.mark.parametrize("failing", ["port", "engine"])
+def test_what_has_started_is_closed_again_where_a_later_part_cannot_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    app = tmp_path / "only_here.py"
+    app.write_text(ONLY_HERE)
+    store = tmp_path / "results.sqlite"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        if failing == "engine":
+            taken.close()
+        config = CloudConfig(
+            host="127.0.0.1", port=port, app=str(app), engine="processes", workers=2,
+            results=(f"sqlite:{store}", f"jsonl:{tmp_path / 'results.jsonl'}"), state_dir=tmp_path / "state",
+        )  # fmt: skip
+        threads = set(threading.enumerate())
+        with pytest.raises(LinkError if failing == "port" else AppError):
+            Cloud(config)
+    assert set(threading.enumerate()) == threads
+    assert multiprocessing.active_children() == []
+    assert find_loopback_token(port) is None
+    socket.create_server(("127.0.0.1", port)).close()
+    SqliteStore(store).close()  # nobody has its lock
 
 
 def stranger(world: World) -> RefusalMessage | None:

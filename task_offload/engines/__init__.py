@@ -17,7 +17,9 @@ def make_engine(name: str, chain: Chain, workers: int, finished: Finished, timeo
     """The engine of this name, as `--engine` takes it.
 
     Raises:
-        ConfigError: there is none, or it cannot be used.
+        ConfigError: there is none, or a package that it needs is not installed.
+        AppError: a worker's process cannot load the app.
+        LinkError: Dask's cluster does not answer, or cannot be started.
     """
     kind, _, address = name.partition(":")
     stateful = chain.stateful_between(chain.splits[0], len(chain.tasks) - 1)

@@ -55,7 +55,9 @@ class DaskEngine:
         address: of a scheduler; "" starts a cluster on this machine.
 
     Raises:
-        ConfigError: Dask is not installed, no cluster answers, or the app does not load there.
+        ConfigError: Dask is not installed.
+        LinkError: no cluster answers, or no worker of it starts.
+        AppError: the app does not load there.
     """
 
     def __init__(
@@ -102,7 +104,11 @@ def _connect(address: str, workers: int) -> tuple[Any, Any]:
         except (OSError, ValueError) as error:
             raise LinkError(f"--engine dask:{address}: no Dask scheduler answers there ({error})") from error
     cluster = local_cluster(workers)
-    return cluster, Client(cluster, direct_to_workers=True)  # type: ignore[no-untyped-call]
+    try:
+        return cluster, Client(cluster, direct_to_workers=True)  # type: ignore[no-untyped-call]
+    except BaseException:
+        cluster.close()
+        raise
 
 
 def local_cluster(workers: int) -> Any:

@@ -136,7 +136,8 @@ class Listener:
     """Listens on one port. After `start` the handler's methods are called until `close`.
 
     Raises:
-        ConfigError: the port cannot be listened on.
+        ConfigError: the port cannot be listened on, ever.
+        LinkError: not now: it is taken, say.
     """
 
     def __init__(
@@ -183,10 +184,12 @@ class Listener:
 
     def close(self) -> None:
         """Sends what is queued as far as sockets take it at once, and closes everything."""
+        if self._thread.ident is None:  # it was never started
+            self._close_all()
+            return
         self._stop = True
         self._waker.wake()
-        if self._thread.is_alive():
-            self._thread.join(5.0)
+        self._thread.join(5.0)
 
     @property
     def alive(self) -> bool:
@@ -263,16 +266,19 @@ class Listener:
                 if self._clock() >= next_tick:
                     self._tick()
                     next_tick = self._clock() + TICK_S
+            self._handler.flush()
+            self._send_queued()
         except Exception:
             log.exception("the listener failed")
         finally:
-            self._handler.flush()
-            self._send_queued()
-            for connection in list(self._connections):
-                self._close(connection, "the server stops")
-            self._selector.close()
-            self._waker.close()
-            self._socket.close()
+            self._close_all()
+
+    def _close_all(self) -> None:
+        for connection in list(self._connections):
+            self._close(connection, "the server stops")
+        self._selector.close()
+        self._waker.close()
+        self._socket.close()
 
     def _accept(self) -> None:
         for _ in range(STRANGERS_A_TURN):

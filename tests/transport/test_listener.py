@@ -565,6 +565,12 @@ def test_without_a_free_descriptor_connections_wait_and_one_line_a_minute_says_s
         world.connections(1)
 
 
+def test_a_listener_that_never_started_closes_its_port() -> None:
+    listener = Listener("127.0.0.1", 0, Handler(), lambda: CloudSide(3, (1, 2)))
+    listener.close()
+    socket.create_server(("127.0.0.1", listener.port)).close()
+
+
 def test_a_flood_of_small_messages_leaves_turns_to_others(make: Callable[..., World]) -> None:
     """What a message costs is not its bytes."""
     world = make()
