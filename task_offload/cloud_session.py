@@ -17,7 +17,7 @@ class CloudSession:
     """One run of one device, across its connections.
 
     Each field belongs to one part of the cloud: `lane` to the engine; `connection` to `recorded_bytes` to the
-    reception, on the listener's thread unless it says otherwise; `pending` to `frame` to the finisher.
+    reception, on the listener's thread unless it says otherwise; `pending` and `next_sequence` to the finisher.
     """
 
     def __init__(self, device: str, session: bytes, books: SessionBooks, weight: float = 1.0) -> None:
@@ -41,7 +41,6 @@ class CloudSession:
         self.recorded_bytes = 0  # those that are recorded
         self.pending: dict[int, Done | Endings] = {}  # guarded by the finisher's lock
         self.next_sequence = books.watermark  # the next sequence to hand to the last task; guarded likewise
-        self.frame: Any = None  # what a task published last, while the device is connected
 
     @property
     def unacked_bytes(self) -> int:

@@ -167,14 +167,12 @@ class Finisher:
 
     def _run_last(self, done: Done) -> Outcome | None:
         """Runs the last task, where an item has come so far."""
+        if done.outcome.kind is not Kind.CONTINUED:
+            return None
         item, session = done.unit.item, done.unit.owner
-        outcome = None
-        if done.outcome.kind is Kind.CONTINUED:
-            self._running = item, self._clock()
-            outcome = self._runner.run(item, session.lane.states, done.outcome.value, self._last, self._last + 1)
-            self._running = None
-        if item.published is not None and session.connection is not None:  # who is away may never come back
-            session.frame = item.published
+        self._running = item, self._clock()
+        outcome = self._runner.run(item, session.lane.states, done.outcome.value, self._last, self._last + 1)
+        self._running = None
         return outcome
 
     def _ending(self, item: Item, outcome: Outcome, forbidden: ProtocolError | None) -> tuple[str, str | None]:

@@ -448,7 +448,7 @@ class Reception:
         session: CloudSession = connection.session
         if session.connection is not connection:
             return
-        session.connection = session.frame = None
+        session.connection = None
         session.last_seen = self._clock()
         left = session.bye is not None and session.totals.next_sequence >= session.bye
         if not left and (more := self._lines.take(session.device)) is not None:

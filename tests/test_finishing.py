@@ -153,15 +153,3 @@ def test_people_hear_of_a_last_task_that_hangs(desk: Desk, caplog: pytest.LogCap
         desk.work()
     assert seen == [0, 1, 1]
     assert "item 0 of device device" in caplog.text
-
-
-def test_a_frame_is_kept_of_devices_that_are_there(desk: Desk) -> None:
-    here, away = desk.session("here"), desk.session("away")
-    here.connection = object()  # type: ignore[assignment]
-    for session in (here, away):
-        step = done(session, 0)
-        step.unit.item.published = f"frame of {session.device}"
-        desk.finisher.put([step])
-    desk.work()
-    assert here.frame == "frame of here"
-    assert away.frame is None

@@ -193,17 +193,6 @@ def test_costs_are_told(make: Callable[..., World]) -> None:
     assert costs.queued == 2
 
 
-def test_a_device_that_is_away_leaves_no_frame_in_memory(make: Callable[..., World]) -> None:
-    world = make()
-    peer, _ = world.connect()
-    session = world.cloud.reception.sessions["device", SESSION]
-    session.frame = "a frame"
-    peer.socket.close()
-    while session.connection is not None:
-        world.connect(session=os.urandom(16), device="other")[0].socket.close()
-    assert session.frame is None
-
-
 def test_a_session_that_stays_away_is_forgotten_but_not_its_books(make: Callable[..., World]) -> None:
     world = make()
     peer, _ = world.connect()

@@ -38,7 +38,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What became of a unit. `payload` has the next task's arguments and the published picture, where there are any."""
+    """What became of a unit. `payload` has the next task's arguments, where there are any."""
 
     kind: str
     task: int
@@ -96,10 +96,9 @@ class RemoteRunner:
         done = work(unit, self._decoder, self._runner, self._last, states)
         outcome = done.outcome
         payload: Payload | None = None
-        if outcome.kind is Kind.CONTINUED or item.published is not None:
-            args = outcome.value if outcome.kind is Kind.CONTINUED else ()
+        if outcome.kind is Kind.CONTINUED:
             try:
-                payload = self._encoder.encode((item.published, args))
+                payload = self._encoder.encode(outcome.value)
             except Exception as problem:
                 outcome = Outcome(Kind.FAILED, outcome.task, problem, outcome.busy_ns)
         error = _describe(outcome.value) if outcome.kind is Kind.FAILED else None
@@ -131,18 +130,18 @@ class NearSide:
     def done(self, unit: Unit, reply: Reply, body: memoryview, sent_ns: int) -> Done:
         """The outcome of a unit that ran elsewhere, and was sent there at `sent_ns` on `perf_counter_ns`."""
         cpu_ns = thread_time_ns()
-        outcome = outcome_of(reply, unit.item, self._decoder, body)
+        outcome = outcome_of(reply, self._decoder, body)
         unit.head, unit.body = b"", None  # so that the memory is free as soon as no array refers to it
         cpu_ns = reply.cpu_ns + thread_time_ns() - cpu_ns
         return Done(unit, outcome, reply.decode_ns, sent_ns - unit.arrived_ns, cpu_ns)
 
 
-def outcome_of(reply: Reply, item: Item, decoder: Decoder, body: memoryview) -> Outcome:
+def outcome_of(reply: Reply, decoder: Decoder, body: memoryview) -> Outcome:
     """The outcome that a reply describes; `body` holds its payload's buffers, padded."""
     args: tuple[Any, ...] = ()
     if reply.payload is not None:
         try:
-            item.published, args = decoder.decode(reply.payload.head, body)
+            args = decoder.decode(reply.payload.head, body)
         except ProtocolError as problem:  # a class of the app raises when it is made again: the task's fault
             return Outcome(Kind.FAILED, reply.task, problem, reply.busy_ns)
     kind = Kind(reply.kind)
