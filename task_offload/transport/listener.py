@@ -84,8 +84,7 @@ class Connection:
         origin: what limits count instead of it.
         session: what the handler keeps with it.
         receive_ns: busy time for receiving since the handler last took it.
-        transfer_ns, transfer_bytes: of bodies that came in pieces, the time from when nothing more of one was there to
-            its last piece, and the bytes that came in that time, since the handler last took them.
+        transfer_ns, transfer_bytes: as in `Costs`, since the handler last took them.
     """
 
     def __init__(self, stream: Stream, address: str, side: CloudSide, reader: FrameReader, now_s: float) -> None:

@@ -350,8 +350,9 @@ class Costs:
         workers: W, the cloud's workers that this device may count on.
         main_share: M, the share of the cloud's main thread that it may count on, 0 to 1.
         queue_us, queued: microseconds that items waited for a worker, in all, and how many items.
-        transfer_bytes, transfer_us: of bodies that came in more than one piece, the bytes after the first, and
-            the microseconds between the first and the last piece: what the link carries, however seldom it is used.
+        transfer_bytes, transfer_us: of bodies that came in pieces, the bytes that were still to come when all that was
+            there had been read for the first time, and the microseconds from then to the last piece: what the link
+            carries, however seldom it is used.
         tasks, payloads: costs since the message before.
     """
 
