@@ -109,15 +109,19 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_the_code_structure_names_what_is_there() -> None:
     map_of_code = prose(README).partition("### Code Structure\n")[2].partition("\n## ")[0]
     folder = ROOT
-    named = 0
+    named: dict[Path, set[str]] = {ROOT: set()}
     for indent, text in re.findall(r"^    ( *)(\S.*)$", map_of_code, re.MULTILINE):
         base = folder if indent else ROOT
         for name in text.partition("  ")[0].split():
             assert (base / name).exists(), f"{base / name} does not exist"
-            named += 1
+            named.setdefault(base, set()).add(name)
             if not indent:
                 folder = ROOT / name
-    assert named > 20
+    for base, names in named.items():
+        modules = {path.name for path in base.glob("[!_]*.py")}
+        packages = {f"{path.parent.name}/" for path in base.glob("*/__init__.py")}
+        assert modules | packages <= names, f"{base} has more"
+    assert len(named) == 2
 
 
 # --- what the code says ---------------------------------------------------------------------------------------
