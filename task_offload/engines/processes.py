@@ -93,8 +93,8 @@ class ProcessWorker:
                 raise WorkerGoneError("a worker's process died while it had nothing to do") from error
             for unit in away:
                 reply, name, begin, end = self._pipe.recv()
-                self._killed = False  # what comes too late for this one does not end the next
                 yield self._near.done(unit, reply, self._body(name, begin, end), sent_ns)
+                self._killed = False  # whoever did it meant the unit that has just ended: the next one is tried again
         except (EOFError, OSError) as error:
             self._end()
             if self._killed:

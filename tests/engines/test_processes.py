@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from task_offload.engines.base import Lane, Unit
+import pytest
+
+from task_offload.engines.base import Lane, Unit, WorkerLostError
 from task_offload.engines.processes import ProcessWorker
 from task_offload.task import Item, load_app
 from task_offload.wire.codec import Encoder
@@ -14,7 +16,11 @@ from tests.support.processes import ROOT, clean_environment
 
 
 def double(number: int) -> Unit:
-    head = Encoder().encode(("double", number)).head
+    return unit(number, "double", number)
+
+
+def unit(number: int, *deed: object) -> Unit:
+    head = Encoder().encode(deed).head
     return Unit(Lane(), Item("device", "0" * 32, number, 0.0, 1), head, None, 0, None)
 
 
@@ -28,6 +34,19 @@ def test_replies_that_nobody_read_are_not_those_of_the_next_units() -> None:
         worker.wait()
         (done,) = worker.run([double(3)])
         assert done.outcome.value[-1] == 6
+    finally:
+        worker.close()
+
+
+def test_a_kill_that_comes_too_late_for_its_unit_is_no_timeout_of_the_next() -> None:
+    worker = ProcessWorker(load_app("tests.engines.deeds"), timeout_s=60.0)
+    try:
+        worker.wait()
+        run = worker.run([double(1), unit(2, "hang", 0)])
+        next(run)
+        worker.kill()
+        with pytest.raises(WorkerLostError):
+            next(run)
     finally:
         worker.close()
 
