@@ -161,10 +161,10 @@ class Cloud:
     # -- what the engine and the recorder tell ----------------------------------------------------------------------
 
     def _outcomes(self, dones: Sequence[Done]) -> None:
-        self._finisher.put(dones)
         for done in dones:
             if done.outcome.kind is Kind.FAILED and (error := done.forbidden) is not None:
                 self.reception.offended(done.unit.owner, error)
+        self._finisher.put(dones)
 
     def _recorded(self, records: Sequence[Record], books: Mapping[SessionKey, SessionBooks]) -> None:
         self.reception.recorded(books)

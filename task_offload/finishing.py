@@ -118,18 +118,7 @@ class Finisher:
 
         An item's CPU time on this thread is the last task's, and an equal part of all else that the thread did.
         """
-        backlog = self._backlog
-        ended: list[tuple[Done, Outcome | None] | Endings] = []
-        ends_at = self._clock() + BATCH_S
-        tasks_ns = 0
-        while backlog and (not ended or self._clock() < ends_at):
-            each = backlog.popleft()
-            if isinstance(each, Endings):
-                ended.append(each)
-                continue
-            last = self._run_last(each)
-            tasks_ns += last.busy_ns[0] if last is not None else 0
-            ended.append((each, last))
+        ended, tasks_ns = self._run_some()
         self._cpu_ns = thread_time_ns()
         cpu_ns = self._cpu_ns - began_cpu_ns
         rest_ns = max(0, cpu_ns - tasks_ns) // len(ended)
@@ -164,6 +153,22 @@ class Finisher:
                 )
             )
         self._record(records)
+
+    def _run_some(self) -> tuple[list[tuple[Done, Outcome | None] | Endings], int]:
+        """What of the backlog has ended now, with the last task's outcome where it ran; and its busy time in all."""
+        backlog = self._backlog
+        ended: list[tuple[Done, Outcome | None] | Endings] = []
+        ends_at = self._clock() + BATCH_S
+        tasks_ns = 0
+        while backlog and (not ended or self._clock() < ends_at):
+            each = backlog.popleft()
+            if isinstance(each, Endings):
+                ended.append(each)
+                continue
+            last = self._run_last(each)
+            tasks_ns += last.busy_ns[0] if last is not None else 0
+            ended.append((each, last))
+        return ended, tasks_ns
 
     def _run_last(self, done: Done) -> Outcome | None:
         """Runs the last task, where an item has come so far."""

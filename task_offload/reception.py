@@ -233,8 +233,7 @@ class Reception:
 
     def _take_up(self, connection: Connection, hello: Hello, admission: Admission | None) -> None:
         """Begins or resumes a session."""
-        key = (hello.device, hello.session)
-        session = self.sessions.get(key)
+        session = self.sessions.get((hello.device, hello.session))
         newest = self._newest.get(hello.device)
         if session is not None and newest is not session and newest is not None and newest.connection is not None:
             self._listener.refuse(
@@ -243,20 +242,9 @@ class Reception:
             )  # fmt: skip
             return
         if session is None:
-            if (reason := self._no_room(hello.device)) is not None:
-                self._listener.refuse(connection, Refusal.BUSY, reason, FULL_COME_BACK_S)
+            session = self._begin(connection, hello)
+            if session is None:
                 return
-            try:
-                books = self._behind.books(hello.device, hello.session.hex())
-            except OffloadError as error:
-                self._listener.refuse(connection, Refusal.BUSY, f"the results cannot be read: {error}", COME_BACK_S)
-                return
-            if books.watermark < hello.acked:  # nothing is kept here, or somebody removed it, or restored a backup
-                books = replace(books, watermark=hello.acked)
-            session = CloudSession(hello.device, hello.session, books, self._weights.get(hello.device, 1.0))
-            self.sessions[key] = self._by_record[session.device, session.session] = session
-            self._of_device.setdefault(session.device, {})[session] = None
-            self._forget_oldest(session.device)
         for other in (session, newest):
             if other is not None and other.connection is not None:
                 self._listener.refuse(
@@ -289,6 +277,24 @@ class Reception:
             )
         self._connected += 1
         self._listener.accept(connection, session, welcome.encode())
+
+    def _begin(self, connection: Connection, hello: Hello) -> CloudSession | None:
+        """A session that is not known here, with what is recorded of it; None if it was refused."""
+        if (reason := self._no_room(hello.device)) is not None:
+            self._listener.refuse(connection, Refusal.BUSY, reason, FULL_COME_BACK_S)
+            return None
+        try:
+            books = self._behind.books(hello.device, hello.session.hex())
+        except OffloadError as error:
+            self._listener.refuse(connection, Refusal.BUSY, f"the results cannot be read: {error}", COME_BACK_S)
+            return None
+        if books.watermark < hello.acked:  # nothing is kept here, or somebody removed it, or restored a backup
+            books = replace(books, watermark=hello.acked)
+        session = CloudSession(hello.device, hello.session, books, self._weights.get(hello.device, 1.0))
+        self.sessions[hello.device, hello.session] = self._by_record[session.device, session.session] = session
+        self._of_device.setdefault(session.device, {})[session] = None
+        self._forget_oldest(session.device)
+        return session
 
     def _no_room(self, device: str) -> str | None:
         """Why no more sessions, or none of this device, are let in now, if that is so."""
@@ -386,6 +392,7 @@ class Reception:
     def _acknowledge(self, session: CloudSession, now: float) -> None:
         connection, totals = session.connection, session.totals
         if connection is None:
+            session.offence = None  # it was the connection's that is gone
             return
         if session.offence is not None:
             offence, session.offence = session.offence, None

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from task_offload.cloud_session import CloudSession
 from task_offload.observe.cloud_costs import Shares
 from task_offload.reception import (
     COSTS_EVERY_S,
@@ -17,7 +18,7 @@ from task_offload.reception import (
     LINES_PER_MINUTE,
     MOST_SESSIONS,
 )
-from task_offload.wire.messages import Costs, Kind, Refusal, bye, decode_totals
+from task_offload.wire.messages import Costs, Kind, Refusal, bye, decode_totals, item_prefix
 from tests.support.peers import Peer, hello, item
 from tests.support.worlds import SESSION, Held, World, ended, pass_by, totals, worlds
 
@@ -191,6 +192,37 @@ def test_costs_are_told(make: Callable[..., World]) -> None:
     assert {(each.split, each.tag): each.items for each in costs.payloads} == {(2, 3): 1, (4, 4): 1}
     assert {each.task: each.items for each in costs.tasks} == {2: 1, 3: 1, 4: 2}
     assert costs.queued == 2
+
+
+def test_a_bad_payload_of_a_connection_that_is_gone_does_not_end_the_next(make: Callable[..., World]) -> None:
+    world = make()
+    held = Held(world)
+    session = take_in_and_go_away(world, held, item_prefix(0, 0, 2, 0, 4, 0) + b"\xff" * 4)
+    held.let_go()
+    while session.totals.next_sequence == 0:
+        pass_by(world)
+    pass_by(world)
+    peer, welcome = world.connect()
+    with peer:
+        assert welcome.totals.dropped == {"bad_payload": 1}
+        peer.send(item(1, 2, 1, 1))
+        while not held.units:
+            pass_by(world)
+        held.let_go()
+        assert totals(peer, 2).completed == 1
+
+
+def take_in_and_go_away(world: World, held: Held, *messages: bytes) -> CloudSession:
+    """A session whose messages were taken in, and whose connection is gone."""
+    peer, _ = world.connect()
+    session = world.cloud.reception.sessions["device", SESSION]
+    with peer:
+        peer.send(*messages)
+        while len(held.units) < len(messages):
+            pass_by(world)
+    while session.connection is not None:
+        pass_by(world)
+    return session
 
 
 def test_a_session_that_stays_away_is_forgotten_but_not_its_books(make: Callable[..., World]) -> None:
