@@ -10,7 +10,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -19,13 +19,13 @@ from task_offload.transport.tokens import check_device_name
 
 DEFAULT_APP = "ball_tracking_example.taskified"
 DEFAULT_PORT = 8089
-PICTURE_QUALITY = 90
 DRAIN_S = 5.0
-TASK_TIMEOUT_S = 30.0
 WEIGHTS = (0.01, 100.0)  # the least and the most: nobody is to be shut out by another's
 MOST_BYTES = 2**60  # no disk is larger
 MOST_NUMBER = 1e9  # of what has no other limit: a few times more seconds than this, and Python's waits fail
 MOST_WORKERS = 1024  # more than one a core only helps tasks that wait for something
+
+NO_TLS = "no encryption; between loopback addresses only, for measurements"
 
 IDLE_WITHOUT_SPLIT = (
     "--host", "--port", "--overload", "--codec", "--picture-quality", "--max-latency", "--spool", "--spool-limit",
@@ -60,7 +60,7 @@ class DeviceConfig:
     realtime: bool = False
     overload: Literal["block", "newest"] | None = None
     codec: str = "auto"
-    picture_quality: int = PICTURE_QUALITY
+    picture_quality: int = 90
     max_latency_s: float | None = None
     spool: Path | None = None
     spool_limit_bytes: int | None = None
@@ -88,7 +88,7 @@ class CloudConfig:
     app: str = DEFAULT_APP
     engine: str = "threads"
     workers: int = 0
-    task_timeout_s: float = TASK_TIMEOUT_S
+    task_timeout_s: float = 30.0
     weights: Mapping[str, float] = field(default_factory=dict)
     results: tuple[str, ...] = ()
     keep_days: float | None = None
@@ -107,16 +107,34 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Options:
-    """Adds options to a parser, each with the environment variable that also sets it."""
+    """Adds options to a parser, each for a field of the config, which has its default.
 
-    def __init__(self, parser: argparse.ArgumentParser, environ: Mapping[str, str]) -> None:
+    Arguments:
+        config: the class of the config.
+        environ: where variables also set options.
+    """
+
+    def __init__(self, parser: argparse.ArgumentParser, config: type, environ: Mapping[str, str]) -> None:
         self._parser = parser
         self._environ = environ
+        self._defaults = {each.name: each.default for each in fields(config)}
         self._actions: list[argparse.Action] = []
 
     def add(
-        self, flag: str, convert: Callable[[str], Any], default: Any, text: str, env: str | None = None, **more: Any
+        self, usage: str, convert: Callable[[str], Any], text: str, env: str | None = None, name: str = "", **more: Any
     ) -> None:
+        """Adds an option that has a value.
+
+        Arguments:
+            usage: the flag and what its value is called, as in `--app MODULE`.
+            convert: makes the field's value of a text.
+            text: the help.
+            env: the variable that also sets it.
+            name: of the field, where it is not the flag's.
+        """
+        flag, metavar = usage.split(" ")
+        name = name or _field_name(flag)
+        default = more.pop("default", self._defaults[name])
         if env is not None:
             text += f" [${env}]"
             if self._environ.get(env):
@@ -124,10 +142,17 @@ class _Options:
                     default = convert(self._environ[env])
                 except (argparse.ArgumentTypeError, ValueError) as error:
                     raise ConfigError(f"environment variable {env}: {error}") from error
-        self._actions.append(self._parser.add_argument(flag, type=convert, default=default, help=text, **more))
+        self._actions.append(
+            self._parser.add_argument(
+                flag, dest=name, metavar=metavar, type=convert, default=default, help=text, **more
+            )
+        )
 
-    def flag(self, flag: str, text: str, **more: Any) -> None:
-        self._actions.append(self._parser.add_argument(flag, action="store_true", help=text, **more))
+    def flag(self, flag: str, text: str, name: str = "") -> None:
+        """Adds an option without a value, which turns the field's default round."""
+        name = name or _field_name(flag)
+        action = "store_false" if self._defaults[name] else "store_true"
+        self._actions.append(self._parser.add_argument(flag, dest=name, action=action, help=text))
 
     def on(self, argv: Sequence[str] | None) -> list[str]:
         """The options that stand on a command line, without those that only the environment sets."""
@@ -136,13 +161,16 @@ class _Options:
         return [action.option_strings[0] for action in self._actions if found[action.dest] is not None]
 
 
+def _field_name(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
 def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> DeviceConfig:
     """The device's config from its command line.
 
     Raises:
         ConfigError: an argument cannot work. What depends on the app (the splits) is checked with it later.
     """
-    environ = os.environ if environ is None else environ
     parser = _Parser(
         prog="iot_client_coordinator.py",
         description="Runs the first tasks of an app's chain on this device, and the rest on the server HOST.",
@@ -154,138 +182,58 @@ def parse_device(argv: Sequence[str] | None = None, environ: Mapping[str, str] |
         "target_fps", nargs="?", type=_number(0), metavar="TARGET",
         help="items a second to meet: SPLIT is where it starts, and it is re-adjusted automatically",
     )  # fmt: skip
-    options = _Options(parser, environ)
+    options = _Options(parser, DeviceConfig, os.environ if environ is None else environ)
+    add = options.add
     options.flag("--demo", "server and device on this machine, an emulated weak device and link, automatic mode")
-    options.add("--host", _host, None, "the server's address", "HOST", metavar="ADDRESS")
-    port = f"the server's port (default {DEFAULT_PORT})"
-    options.add("--port", _integer(1, 65535), DEFAULT_PORT, port, "PORT", metavar="PORT")
-    options.add(
-        "--app",
-        str,
-        DEFAULT_APP,
-        f"module or file with the tasks (default {DEFAULT_APP})",
-        "OFFLOAD_APP",
-        metavar="MODULE_OR_FILE",
-    )
-    options.add(
-        "--source",
-        str,
-        None,
-        "camera index, picamera2, file or URL (default: the app's own)",
-        "OFFLOAD_SOURCE",
-        metavar="SOURCE",
-    )
-    options.add(
-        "--device-name",
-        str,
-        _host_name(),
-        "this device's name (default: the machine's)",
-        "OFFLOAD_DEVICE_NAME",
-        metavar="NAME",
-    )
-    options.add("--items", _integer(1), None, "end after so many items", metavar="COUNT")
-    options.add("--duration", _number(0), None, "end after so many seconds", metavar="SECONDS")
+    add("--host ADDRESS", _host, "the server's address", "HOST")
+    add("--port PORT", _integer(1, 65535), f"the server's port (default {DEFAULT_PORT})", "PORT")
+    add("--app MODULE_OR_FILE", str, f"module or file with the tasks (default {DEFAULT_APP})", "OFFLOAD_APP")
+    add("--source SOURCE", str, "camera index, picamera2, file or URL (default: the app's own)", "OFFLOAD_SOURCE")
+    add(
+        "--device-name NAME", str, "this device's name (default: the machine's)", "OFFLOAD_DEVICE_NAME",
+        default=_host_name(),
+    )  # fmt: skip
+    add("--items COUNT", _integer(1), "end after so many items")
+    add("--duration SECONDS", _number(0), "end after so many seconds", name="duration_s")
     options.flag("--realtime", "take a file's items at its own rate, as a camera would yield them")
-    options.add(
-        "--overload", _choice("block", "newest"), None,
+    add(
+        "--overload block|newest", _choice("block", "newest"),
         "when items come faster than they can be worked on: block the source, or let the newest item win "
-        "(default: block for a file, newest for a live source)", "OFFLOAD_OVERLOAD", metavar="block|newest",
+        "(default: block for a file, newest for a live source)", "OFFLOAD_OVERLOAD",
     )  # fmt: skip
-    options.add(
-        "--codec",
-        _codec,
-        "auto",
-        "how payloads are encoded: auto, none, lz4, zstd or jpeg:QUALITY (default auto)",
+    add(
+        "--codec CODEC", _codec, "how payloads are encoded: auto, none, lz4, zstd or jpeg:QUALITY (default auto)",
         "OFFLOAD_CODEC",
-        metavar="CODEC",
-    )
-    options.add(
-        "--picture-quality", _integer(0, 100), PICTURE_QUALITY,
-        f"JPEG quality of pictures, which no task computes with; 0 sends them lossless (default {PICTURE_QUALITY})",
-        "OFFLOAD_PICTURE_QUALITY", metavar="0-100",
     )  # fmt: skip
-    options.add(
-        "--max-latency",
-        _number(0),
-        None,
-        "how long an item may take: no more are worked on at a time than can keep to it; automatic mode avoids splits "
-        "that cannot",
-        "OFFLOAD_MAX_LATENCY",
-        metavar="MS",
-    )
-    options.add(
-        "--spool",
-        Path,
-        None,
-        "folder that keeps items on disk while the server is away",
-        "OFFLOAD_SPOOL",
-        metavar="DIR",
-    )
-    options.add(
-        "--spool-limit",
-        _size,
-        None,
-        "how much may wait while the server is away (default 64M in memory, 1G with --spool)",
-        "OFFLOAD_SPOOL_LIMIT",
-        metavar="SIZE",
-    )
-    options.add(
-        "--drain",
-        _number(0, zero=True),
-        DRAIN_S,
-        f"at the end, seconds for what is on its way (default {DRAIN_S:g})",
-        "OFFLOAD_DRAIN",
-        metavar="SECONDS",
-    )
-    options.add("--emulate-cpu", _number(1), None, "behave like one core that is FACTOR times slower", metavar="FACTOR")
-    options.add(
-        "--emulate-link", _link, None, "behave like a slower link: 20mbit or 20mbit,15ms", metavar="RATE[,DELAY]"
-    )
-    options.add("--report", _report, None, "write the run report", "OFFLOAD_REPORT", metavar="FILE.json")
+    add(
+        "--picture-quality 0-100", _integer(0, 100), "JPEG quality of pictures, which no task computes with; "
+        f"0 sends them lossless (default {DeviceConfig.picture_quality})", "OFFLOAD_PICTURE_QUALITY",
+    )  # fmt: skip
+    add(
+        "--max-latency MS", _milliseconds, "how long an item may take: no more are worked on at a time than can keep "
+        "to it; automatic mode avoids splits that cannot", "OFFLOAD_MAX_LATENCY", name="max_latency_s",
+    )  # fmt: skip
+    add("--spool DIR", Path, "folder that keeps items on disk while the server is away", "OFFLOAD_SPOOL")
+    add(
+        "--spool-limit SIZE", _size, "how much may wait while the server is away "
+        "(default 64M in memory, 1G with --spool)", "OFFLOAD_SPOOL_LIMIT", name="spool_limit_bytes",
+    )  # fmt: skip
+    _add_drain(options)
+    add("--emulate-cpu FACTOR", _number(1), "behave like one core that is FACTOR times slower")
+    add("--emulate-link RATE[,DELAY]", _link, "behave like a slower link: 20mbit or 20mbit,15ms")
+    add("--report FILE.json", _report, "write the run report", "OFFLOAD_REPORT")
     options.flag("--profile", "measure the chain, print what every split would give, and stop")
-    options.flag("--no-tls", "no encryption; between loopback addresses only, for measurements")
-    given = parser.parse_args(argv)
-    if given.demo and given.split is not None:
+    options.flag("--no-tls", NO_TLS, name="use_tls")
+    config = DeviceConfig(**vars(parser.parse_args(argv)))
+    if config.demo and config.split is not None:
         raise ConfigError("--demo takes no SPLIT: it starts its own server and runs in automatic mode")
-    if given.demo and given.profile:
+    if config.demo and config.profile:
         raise ConfigError("--demo and --profile are two runs; give one of them")
-    if given.split is not None and not given.host and not given.profile:
+    if config.split is not None and not config.host and not config.profile:
         raise ConfigError(
             "a split needs a server: set HOST to its address, as in  export HOST=203.0.113.7  or give --host"
         )
-    note = ""
-    if given.demo:
-        note = _idle("--demo starts its own server", options.on(argv), IDLE_IN_DEMO)
-    elif given.profile:
-        note = _idle("--profile measures some items, and keeps none", options.on(argv), IDLE_IN_PROFILE)
-    elif given.split is None:
-        note = _idle("without SPLIT every task runs here", options.on(argv), IDLE_WITHOUT_SPLIT)
-    return DeviceConfig(
-        split=given.split,
-        target_fps=given.target_fps,
-        host=given.host,
-        port=given.port,
-        app=given.app,
-        source=given.source,
-        device_name=given.device_name,
-        use_tls=not given.no_tls,
-        items=given.items,
-        duration_s=given.duration,
-        realtime=given.realtime,
-        overload=given.overload,
-        codec=given.codec,
-        picture_quality=given.picture_quality,
-        max_latency_s=given.max_latency / 1000 if given.max_latency is not None else None,
-        spool=given.spool,
-        spool_limit_bytes=given.spool_limit,
-        emulate_cpu=given.emulate_cpu,
-        emulate_link=given.emulate_link,
-        drain_s=given.drain,
-        report=given.report,
-        demo=given.demo,
-        profile=given.profile,
-        note=note,
-    )
+    return replace(config, note=_note(config, options.on(argv)))
 
 
 def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> CloudConfig:
@@ -299,113 +247,58 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
         prog="cloud_server_coordinator.py",
         description="Runs the tasks that devices leave to the cloud, for any number of devices.",
     )
-    options = _Options(parser, environ)
-    options.add(
-        "--host",
-        str,
-        CloudConfig.host,
-        f"address to listen on; :: takes IPv6 and IPv4 (default {CloudConfig.host})",
+    options = _Options(parser, CloudConfig, environ)
+    add = options.add
+    add(
+        "--host ADDRESS", str, f"address to listen on; :: takes IPv6 and IPv4 (default {CloudConfig.host})",
         "OFFLOAD_LISTEN",
-        metavar="ADDRESS",
-    )
-    options.add(
-        "--port",
-        _integer(0, 65535),
-        DEFAULT_PORT,
-        f"port to listen on; 0 takes a free one (default {DEFAULT_PORT})",
-        "PORT",
-        metavar="PORT",
-    )
-    options.add(
-        "--app",
-        str,
-        DEFAULT_APP,
-        f"module or file with the tasks (default {DEFAULT_APP})",
-        "OFFLOAD_APP",
-        metavar="MODULE_OR_FILE",
-    )
-    options.add(
-        "--engine",
-        str,
-        "threads",
-        "where tasks run: threads (default), processes, dask or dask:ADDRESS",
-        "OFFLOAD_ENGINE",
-        metavar="ENGINE",
-    )
-    options.add(
-        "--workers",
-        _integer(1, MOST_WORKERS),
-        0,
-        "how many items are worked on at a time (default: one a core)",
-        "OFFLOAD_WORKERS",
-        metavar="COUNT",
-    )
-    options.add(
-        "--task-timeout",
-        _number(0),
-        TASK_TIMEOUT_S,
-        f"how long an item's tasks before the last may take here (default {TASK_TIMEOUT_S:g})",
-        "OFFLOAD_TASK_TIMEOUT",
-        metavar="SECONDS",
-    )
-    options.add(
-        "--weight", _weight, None, "while devices want more than the workers can do, this one gets WEIGHT times what "
-        "another gets (default 1); repeatable, in the variable with spaces between [$OFFLOAD_WEIGHTS]",
-        metavar="NAME=WEIGHT", action="append",
     )  # fmt: skip
-    options.add(
-        "--results", str, None, "where endings and results are recorded: sqlite:FILE, jsonl:FILE, "
+    add("--port PORT", _integer(0, 65535), f"port to listen on; 0 takes a free one (default {DEFAULT_PORT})", "PORT")
+    add("--app MODULE_OR_FILE", str, f"module or file with the tasks (default {DEFAULT_APP})", "OFFLOAD_APP")
+    add("--engine ENGINE", str, "where tasks run: threads (default), processes, dask or dask:ADDRESS", "OFFLOAD_ENGINE")
+    add(
+        "--workers COUNT", _integer(1, MOST_WORKERS), "how many items are worked on at a time (default: one a core)",
+        "OFFLOAD_WORKERS", default=os.cpu_count() or 1,
+    )  # fmt: skip
+    add(
+        "--task-timeout SECONDS", _number(0), "how long an item's tasks before the last may take here "
+        f"(default {CloudConfig.task_timeout_s:g})", "OFFLOAD_TASK_TIMEOUT", name="task_timeout_s",
+    )  # fmt: skip
+    add(
+        "--weight NAME=WEIGHT", _weight, "while devices want more than the workers can do, this one gets WEIGHT times "
+        "what another gets (default 1); repeatable, in the variable with spaces between [$OFFLOAD_WEIGHTS]",
+        name="weights", default=None, action="append",
+    )  # fmt: skip
+    add(
+        "--results SINK", str, "where endings and results are recorded: sqlite:FILE, jsonl:FILE, "
         "mqtt://HOST, none; repeatable, in the variable with spaces between "
-        "(default sqlite:results.sqlite) [$OFFLOAD_RESULTS]", metavar="SINK", action="append",
+        "(default sqlite:results.sqlite) [$OFFLOAD_RESULTS]", default=None, action="append",
     )  # fmt: skip
-    options.add(
-        "--keep", _number(0), None, "how many days results are kept (default: for ever)", "OFFLOAD_KEEP", metavar="DAYS"
-    )
-    options.add(
-        "--state-dir",
-        Path,
-        None,
-        "folder with the server's key and its devices (default: below the user's state folder)",
-        "OFFLOAD_STATE_DIR",
-        metavar="DIR",
-    )
-    options.add("--enroll", _device, None, "let a device in: print the line to paste there, and exit", metavar="NAME")
-    options.add("--revoke", _device, None, "shut a device out, and exit", metavar="NAME")
+    add("--keep DAYS", _number(0), "how many days results are kept (default: for ever)", "OFFLOAD_KEEP", "keep_days")
+    add(
+        "--state-dir DIR", Path,
+        "folder with the server's key and its devices (default: below the user's state folder)", "OFFLOAD_STATE_DIR",
+    )  # fmt: skip
+    add("--enroll NAME", _device, "let a device in: print the line to paste there, and exit")
+    add("--revoke NAME", _device, "shut a device out, and exit")
     options.flag("--list-devices", "print the devices that may connect, and exit")
-    options.add(
-        "--drain",
-        _number(0, zero=True),
-        DRAIN_S,
-        f"at the end, seconds for what is on its way (default {DRAIN_S:g})",
-        "OFFLOAD_DRAIN",
-        metavar="SECONDS",
-    )
-    options.add("--report", _report, None, "write the run report", "OFFLOAD_REPORT", metavar="FILE.json")
-    options.flag("--no-tls", "no encryption; between loopback addresses only, for measurements")
+    _add_drain(options)
+    add("--report FILE.json", _report, "write the run report", "OFFLOAD_REPORT")
+    options.flag("--no-tls", NO_TLS, name="use_tls")
     given = parser.parse_args(argv)
     try:
-        weights = given.weight or [_weight(each) for each in environ.get("OFFLOAD_WEIGHTS", "").split()]
+        given.weights = dict(given.weights or map(_weight, environ.get("OFFLOAD_WEIGHTS", "").split()))
     except argparse.ArgumentTypeError as error:
         raise ConfigError(f"environment variable OFFLOAD_WEIGHTS: {error}") from error
-    results = given.results or environ.get("OFFLOAD_RESULTS", "").split() or ["sqlite:results.sqlite"]
-    return CloudConfig(
-        host=given.host,
-        port=given.port,
-        app=given.app,
-        engine=given.engine,
-        workers=given.workers or os.cpu_count() or 1,
-        task_timeout_s=given.task_timeout,
-        weights=dict(weights),
-        results=tuple(results),
-        keep_days=given.keep,
-        state_dir=given.state_dir,
-        use_tls=not given.no_tls,
-        enroll=given.enroll,
-        revoke=given.revoke,
-        list_devices=given.list_devices,
-        drain_s=given.drain,
-        report=given.report,
-    )
+    given.results = tuple(given.results or environ.get("OFFLOAD_RESULTS", "").split() or ["sqlite:results.sqlite"])
+    return CloudConfig(**vars(given))
+
+
+def _add_drain(options: _Options) -> None:
+    options.add(
+        "--drain SECONDS", _number(0, zero=True), f"at the end, seconds for what is on its way (default {DRAIN_S:g})",
+        "OFFLOAD_DRAIN", name="drain_s",
+    )  # fmt: skip
 
 
 def _integer(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -435,6 +328,11 @@ def _number(above: float, zero: bool = False) -> Callable[[str], float]:
         return value
 
     return convert
+
+
+def _milliseconds(text: str) -> float:
+    """Seconds of so many milliseconds."""
+    return _number(0)(text) / 1000
 
 
 def _choice(*words: str) -> Callable[[str], str]:
@@ -511,8 +409,17 @@ def _link(text: str) -> EmulatedLink:
     return EmulatedLink(bits / 8, float(match[3] or 0) / 1000)
 
 
-def _idle(why: str, given: Sequence[str], idle: Sequence[str]) -> str:
+def _note(config: DeviceConfig, given: Sequence[str]) -> str:
     """A line that names the options that were given and do nothing; empty if there are none."""
+    idle: Sequence[str]
+    if config.demo:
+        why, idle = "--demo starts its own server", IDLE_IN_DEMO
+    elif config.profile:
+        why, idle = "--profile measures some items, and keeps none", IDLE_IN_PROFILE
+    elif config.split is None:
+        why, idle = "without SPLIT every task runs here", IDLE_WITHOUT_SPLIT
+    else:
+        return ""
     flags = [flag for flag in given if flag in idle]
     if not flags:
         return ""
