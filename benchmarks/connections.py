@@ -56,7 +56,7 @@ class OneThread:
         if type(event) is Arrived:
             connection.session = self._came[connection] = event.sequence + 1
         elif isinstance(event, Bye):
-            connection.send(farewell(Totals(connection.session)))
+            self._listener.send(connection, farewell(Totals(connection.session)))
             self._came.pop(connection, None)
             self._listener.dismiss(connection)
 

@@ -114,7 +114,7 @@ class Acknowledger:
             if self._received == self._messages:
                 self.figures = self._meter.figures()
         elif isinstance(event, Bye):
-            connection.send(farewell(Totals(self._received, self._received)))
+            self.listener.send(connection, farewell(Totals(self._received, self._received)))
             self.listener.dismiss(connection)
 
     def closed(self, connection: Connection, reason: str) -> None:

@@ -406,7 +406,7 @@ class Reception:
             self._take_up_reading(session, connection)
         if session.bye is not None and totals.next_sequence == session.bye:
             self._tell_costs(session, connection, now, 0.0)  # a short session has heard of none
-            connection.send(farewell(totals))
+            self._listener.send(connection, farewell(totals))
             self._leave(session)
             self._listener.dismiss(connection)
 

@@ -107,10 +107,6 @@ class Connection:
         self.watches_write = False
         self.closed = False
 
-    def send(self, message: bytes) -> None:
-        """Queues a message; the listener sends it before it waits again."""
-        self.stream.queue([message])
-
 
 class ListenerHandler(Protocol):
     """Who hears what comes. All methods are called on the listener's thread and must be quick."""
@@ -207,19 +203,18 @@ class Listener:
         connection.side.open()
         connection.reader.limits = self._limits.frames
         connection.liveness = Liveness(self._limits.heartbeat_s, self._limits.silence_s, self._clock())
-        self._greeted(connection)
-        connection.send(welcome)
-        self._unsent.add(connection)
+        self._end_greeting(connection)
+        self.send(connection, welcome)
 
     def refuse(self, connection: Connection, code: Refusal, message: str, retry_after_s: float = 0.0) -> None:
         """Says why, and closes the connection."""
         self.rejected[code.name.lower()] += 1
         self._say(connection, f"refused: {message}")
-        connection.send(RefusalMessage(code, message, retry_after_s).encode())
+        self.send(connection, RefusalMessage(code, message, retry_after_s).encode())
         self._close(connection, message)
 
     def send(self, connection: Connection, message: bytes) -> None:
-        """Sends a message to an accepted device."""
+        """Queues a message, which is sent before the listener waits again, or closes the connection."""
         connection.stream.queue([message])
         self._unsent.add(connection)
 
@@ -347,8 +342,8 @@ class Listener:
             else:
                 self._selector.unregister(self._socket)
 
-    def _greeted(self, connection: Connection) -> None:
-        """It is no stranger any more, or is gone."""
+    def _end_greeting(self, connection: Connection) -> None:
+        """The peer is no stranger any more, or is gone."""
         self._greeting -= 1
         del self._greeting_from[connection.origin][connection]
         if not self._greeting_from[connection.origin]:
@@ -516,7 +511,7 @@ class Listener:
         self._connections.discard(connection)
         self._set_accepting(True)
         if connection.liveness is None:
-            self._greeted(connection)
+            self._end_greeting(connection)
         else:
             self._handler.closed(connection, reason)
 
