@@ -127,10 +127,6 @@ class SqliteStore:
                 raise self._error(error) from error
             self._opened = opened.pop_all()
 
-    @property
-    def path(self) -> Path:
-        return self._path
-
     def books(self, device: str, session: str) -> SessionBooks:
         """What is recorded of a session; new books if nothing is.
 

@@ -19,8 +19,13 @@ from tests.results.records import OTHER, SESSION, books, row
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    store = SqliteStore(tmp_path / "results.sqlite")
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "results.sqlite"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SqliteStore]:
+    store = SqliteStore(path)
     yield store
     store.close()
 
@@ -33,34 +38,34 @@ def read(path: Path, query: str = "SELECT * FROM items ORDER BY device, session,
         connection.close()
 
 
-def test_the_table_is_as_promised_to_those_who_query_it(store: SqliteStore) -> None:
-    columns = [(name, kind) for _, name, kind, *_ in read(store.path, "PRAGMA table_info(items)")]
+def test_the_table_is_as_promised_to_those_who_query_it(store: SqliteStore, path: Path) -> None:
+    columns = [(name, kind) for _, name, kind, *_ in read(path, "PRAGMA table_info(items)")]
     assert columns == [
         ("device", "TEXT"), ("session", "TEXT"), ("sequence", "INTEGER"), ("split", "INTEGER"), ("ending", "TEXT"),
         ("detail", "TEXT"), ("result", "TEXT"), ("captured_at", "REAL"), ("finished_at", "REAL"),
     ]  # fmt: skip
-    assert read(store.path, "SELECT type FROM sqlite_master WHERE name = 'items'") == [("table",)]
-    assert read(store.path, "PRAGMA journal_mode") == [("wal",)]
+    assert read(path, "SELECT type FROM sqlite_master WHERE name = 'items'") == [("table",)]
+    assert read(path, "PRAGMA journal_mode") == [("wal",)]
 
 
-def test_rows_are_there_for_others_as_soon_as_they_are_written(store: SqliteStore) -> None:
+def test_rows_are_there_for_others_as_soon_as_they_are_written(store: SqliteStore, path: Path) -> None:
     rows = [row(0, result='{"x":1}'), row(1, ending="filtered", detail="find_contours"), row(0, session=OTHER)]
     store.write(rows, books(2))
-    assert read(store.path) == [tuple(each) for each in rows]
+    assert read(path) == [tuple(each) for each in rows]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 7, 100, CHUNK_ROWS, CHUNK_ROWS + 1, 3 * CHUNK_ROWS - 1])
-def test_a_commit_may_have_any_size(store: SqliteStore, count: int) -> None:
+def test_a_commit_may_have_any_size(store: SqliteStore, count: int, path: Path) -> None:
     store.write([row(i) for i in range(count)], books(count))
-    assert [each[2] for each in read(store.path)] == list(range(count))
+    assert [each[2] for each in read(path)] == list(range(count))
 
 
-def test_a_row_is_made_once(store: SqliteStore) -> None:
+def test_a_row_is_made_once(store: SqliteStore, path: Path) -> None:
     store.write([row(0, result="1")], books(1))
     store.write([row(0, result="2"), row(1, result="3"), row(1, result="4")], books(2))
-    assert [(each[2], each[6]) for each in read(store.path)] == [(0, "1"), (1, "3")]
+    assert [(each[2], each[6]) for each in read(path)] == [(0, "1"), (1, "3")]
     with pytest.raises(sqlite3.IntegrityError):
-        read(store.path, "INSERT INTO items SELECT * FROM items")
+        read(path, "INSERT INTO items SELECT * FROM items")
 
 
 def test_books_survive_a_restart(tmp_path: Path) -> None:
@@ -78,17 +83,17 @@ def test_books_survive_a_restart(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_failed_commit_leaves_nothing_and_the_store_usable(store: SqliteStore) -> None:
+def test_a_failed_commit_leaves_nothing_and_the_store_usable(store: SqliteStore, path: Path) -> None:
     broken = row(1)._replace(finished_at=None)  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="NOT NULL"):
         store.write([row(0), broken, row(2)], books(3))
-    assert read(store.path) == []
+    assert read(path) == []
     assert store.books("pi-1", SESSION).watermark == 0
     store.write([row(0)], books(1))
-    assert len(read(store.path)) == 1
+    assert len(read(path)) == 1
 
 
-def fill(store: SqliteStore, begin: int) -> int:
+def fill(store: SqliteStore, path: Path, begin: int) -> int:
     """Writes until the disk is full. Returns the sequence of the first row that is not in the file."""
     for sequence in range(begin, begin + 100_000, 50):
         rows = [row(i, result='"' + "x" * 1000 + '"') for i in range(sequence, sequence + 50)]
@@ -97,17 +102,17 @@ def fill(store: SqliteStore, begin: int) -> int:
         except StoreError as error:
             full = str(error)
             break
-    assert full == f"results {store.path}: the disk is full; make room, and recording goes on"
+    assert full == f"results {path}: the disk is full; make room, and recording goes on"
     return sequence
 
 
-def test_a_full_database_is_told_and_goes_on_when_there_is_room(store: SqliteStore) -> None:
+def test_a_full_database_is_told_and_goes_on_when_there_is_room(store: SqliteStore, path: Path) -> None:
     store._writer.execute("PRAGMA max_page_count = 100")  # SQLite's own way to be out of room
-    first_missing = fill(store, 0)
-    assert store.books("pi-1", SESSION).watermark == first_missing == len(read(store.path))
+    first_missing = fill(store, path, 0)
+    assert store.books("pi-1", SESSION).watermark == first_missing == len(read(path))
     store._writer.execute("PRAGMA max_page_count = 100000")
     store.write([row(first_missing)], books(first_missing + 1))
-    assert len(read(store.path)) == first_missing + 1
+    assert len(read(path)) == first_missing + 1
 
 
 @pytest.fixture
@@ -126,32 +131,33 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_told_and_goes_on_when_there_is_room(small_disk: Path) -> None:
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(400_000))
-    store = SqliteStore(small_disk / "results.sqlite")
-    first_missing = fill(store, 0)
+    path = small_disk / "results.sqlite"
+    store = SqliteStore(path)
+    first_missing = fill(store, path, 0)
     assert store.books("pi-1", SESSION).watermark == first_missing
     ballast.unlink()
     store.write([row(first_missing)], books(first_missing + 1))
-    again = fill(store, first_missing + 1)
+    again = fill(store, path, first_missing + 1)
     store.close()
     assert again > first_missing
-    assert [each[2] for each in read(small_disk / "results.sqlite")] == list(range(again))
+    assert [each[2] for each in read(path)] == list(range(again))
 
 
-def test_a_locked_database_costs_one_attempt(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_database_costs_one_attempt(store: SqliteStore, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
     store._writer.execute("PRAGMA busy_timeout = 0")
-    other = sqlite3.connect(store.path, isolation_level=None)
+    other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreError, match="another program keeps it locked"):
         store.write([row(0)], books(1))
     other.execute("ROLLBACK")
     other.close()
     store.write([row(0)], books(1))
-    assert len(read(store.path)) == 1
+    assert len(read(path)) == 1
 
 
-def test_a_long_query_of_somebody_does_not_stop_recording(store: SqliteStore) -> None:
+def test_a_long_query_of_somebody_does_not_stop_recording(store: SqliteStore, path: Path) -> None:
     store.write([row(i) for i in range(10)], books(10))
-    other = sqlite3.connect(store.path)
+    other = sqlite3.connect(path)
     query = other.execute("SELECT * FROM items")
     query.fetchone()
     store.write([row(10)], books(11))
@@ -159,9 +165,9 @@ def test_a_long_query_of_somebody_does_not_stop_recording(store: SqliteStore) ->
     other.close()
 
 
-def test_a_second_server_on_the_same_file_is_refused(store: SqliteStore) -> None:
+def test_a_second_server_on_the_same_file_is_refused(store: SqliteStore, path: Path) -> None:
     with pytest.raises(StoreError, match="another server writes to it"):
-        SqliteStore(store.path)
+        SqliteStore(path)
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
@@ -218,15 +224,15 @@ def finished(day: float, begin: int, count: int) -> list[Row]:
     return [row(i, finished_at=day * DAY_S) for i in range(begin, begin + count)]
 
 
-def test_keep_deletes_old_rows_in_slices_beside_the_commits(tmp_path: Path) -> None:
+def test_keep_deletes_old_rows_in_slices_beside_the_commits(path: Path) -> None:
     clock = Clock(100 * DAY_S)
-    store = SqliteStore(tmp_path / "results.sqlite", keep_days=2, clock=clock)
+    store = SqliteStore(path, keep_days=2, clock=clock)
     store.write(finished(100, 0, 1000), books(1000))
     clock.now = 103 * DAY_S
     left = []
     for i in range(20):
         store.write(finished(103, 1000 + i, 1), books(1001 + i))
-        left.append(len(read(store.path)) - (i + 1))
+        left.append(len(read(path)) - (i + 1))
     assert left[0] == 1000 - 102  # twice what is written, and a hundred
     assert left == sorted(left, reverse=True)
     assert left[-1] == 0
@@ -234,21 +240,21 @@ def test_keep_deletes_old_rows_in_slices_beside_the_commits(tmp_path: Path) -> N
     store.close()
 
 
-def test_keep_deletes_old_rows_when_nothing_is_written(tmp_path: Path) -> None:
+def test_keep_deletes_old_rows_when_nothing_is_written(path: Path) -> None:
     clock = Clock(100 * DAY_S)
-    store = SqliteStore(tmp_path / "results.sqlite", keep_days=2, clock=clock)
+    store = SqliteStore(path, keep_days=2, clock=clock)
     store.write(finished(100, 0, 2500) + finished(101.5, 2500, 10), books(2510))
     clock.now = 103 * DAY_S
     assert store.tidy()
     assert not store.tidy()
-    assert [each[2] for each in read(store.path)] == list(range(2500, 2510))
+    assert [each[2] for each in read(path)] == list(range(2500, 2510))
     store.close()
 
 
-def test_nothing_is_deleted_without_keep(store: SqliteStore) -> None:
+def test_nothing_is_deleted_without_keep(store: SqliteStore, path: Path) -> None:
     store.write(finished(0, 0, 10), books(10))
     assert not store.tidy()
-    assert len(read(store.path)) == 10
+    assert len(read(path)) == 10
 
 
 def test_keep_bounds_the_file(tmp_path: Path) -> None:
