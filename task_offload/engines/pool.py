@@ -284,7 +284,8 @@ class _Slot:
     Attributes:
         lanes: how many stay with this worker.
         forget: lanes whose state the worker is to drop.
-        units: what the worker is at; the first one of them that cannot be done here it works on, or will next.
+        units: what the worker is at: it works on the first one, or will next. One that needs no work elsewhere may be
+            done before it, and leaves.
         dones: outcomes that are not handed over yet.
         since_ns: when it began with the first one of `units`.
         lock: guards `worker`, `units` and `dones`.

@@ -301,7 +301,7 @@ class Listener:
         now = self._clock()
         if now - self._no_descriptor_said_at >= NO_DESCRIPTOR_LINES_S:
             self._no_descriptor_said_at = now
-            log.warning("no file descriptor is free for another connection; raise the limit (ulimit -n)")
+            log.warning("no descriptor is free for another connection; raise the hard limit (ulimit -Hn, LimitNOFILE)")
 
     def _who_gives_way(self) -> Connection | None:
         """The connection that has been silent for longest, of the address that has the most; None if it may stay."""

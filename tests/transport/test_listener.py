@@ -558,7 +558,7 @@ def test_without_a_free_descriptor_connections_wait_and_one_line_a_minute_says_s
         world.advance(60.0)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert lines == ["no file descriptor is free for another connection; raise the limit (ulimit -n)"]
+    assert lines == ["no descriptor is free for another connection; raise the hard limit (ulimit -Hn, LimitNOFILE)"]
     assert len(caplog.records) == 2
     with waiting:
         world.advance(1.0)
