@@ -106,9 +106,9 @@ def _connect(address: str, workers: int) -> tuple[Any, Any]:
     cluster = local_cluster(workers)
     try:
         return cluster, Client(cluster, direct_to_workers=True)  # type: ignore[no-untyped-call]
-    except BaseException:
+    except (OSError, ValueError) as error:
         cluster.close()
-        raise
+        raise LinkError(f"--engine dask: its own cluster does not answer ({error}); try again") from error
 
 
 def local_cluster(workers: int) -> Any:

@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("distributed")
 
 from task_offload.engines.base import Lane, Unit, WorkerLostError
-from task_offload.engines.dask import CALL_BYTES, DaskActor, DaskWorker, Places
+from task_offload.engines.dask import CALL_BYTES, DaskActor, DaskEngine, DaskWorker, Places
+from task_offload.errors import LinkError
 from task_offload.task import Item, load_app
 from task_offload.wire.codec import Encoder
 
@@ -147,3 +148,24 @@ def test_an_actor_is_counted_where_the_scheduler_has_put_it() -> None:
     assert [places.choose(1), places.choose(2)] == ["a", "b"]
     places.came_to(1, "b")
     assert places.choose(1) == "a"  # "b" has gone, with both
+
+
+class Cluster:
+    """A cluster that a client cannot reach."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_cluster_of_our_own_that_no_client_reaches_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: Any, **options: Any) -> None:
+        raise OSError("nobody answers")
+
+    cluster = Cluster()
+    monkeypatch.setattr("task_offload.engines.dask.local_cluster", lambda workers: cluster)
+    monkeypatch.setattr("distributed.Client", refuse)
+    with pytest.raises(LinkError, match="nobody answers"):
+        DaskEngine(load_app("tests.engines.deeds"), "", 1, False, lambda dones: None, 60.0)
+    assert cluster.closed
