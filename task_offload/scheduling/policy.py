@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 from task_offload.scheduling import cost_model
 from task_offload.scheduling.cost_model import Choice, Costs, Option
-from task_offload.scheduling.estimates import Estimates, Known
+from task_offload.scheduling.estimates import Estimates
 from task_offload.scheduling.judgement import ENOUGH, JUDGED_S, TOLERANCE, Judgement
+from task_offload.scheduling.known import LINK_MATTERS, Known
 from task_offload.scheduling.observation import Decision, Observation, Route
-from task_offload.scheduling.probing import GAIN, LINK_MATTERS, SURE, Probing, Uncertainty
+from task_offload.scheduling.probing import GAIN, SURE, Probing
 from task_offload.scheduling.reasons import LOSSY, Change
 
 SHARE_STEP = 0.02  # smaller changes of a share are not worth a decision,
@@ -163,12 +164,11 @@ class ModelPolicy:
 
         known = estimates.known(estimates.routes)
         found = self._options(known, state.current)
-        uncertain = Uncertainty(known)
-        sure = [option for option in found if self._in_force(option) or uncertain.of(option) < SURE]
+        sure = [option for option in found if self._in_force(option) or known.spread(option) < SURE]
         best, meets = self._best(sure, state.demand_fps, state.aim_fps)
         probes = self._probing.choose(
             found,
-            uncertain,
+            known,
             state.current,
             best,
             meets,
@@ -179,7 +179,7 @@ class ModelPolicy:
         self._forgive(now_s)
         self._short_s = 0.0 if state.holds else self._short_s + since_look_s
         rested = meets or self._has_rested(best, state, now_s)
-        least_gain_s = LEAST_GAIN * max(option.cloud_s for option in found) + CAUTION * uncertain.cloud_s(best)
+        least_gain_s = LEAST_GAIN * max(option.cloud_s for option in found) + CAUTION * known.mixed_cloud_spread_s(best)
         saves = self._saves(state, best, rested, least_gain_s, since_look_s)
         needed = self._needed(state, best, rested)
         if needed or saves:

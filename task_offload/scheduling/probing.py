@@ -9,9 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from task_offload.scheduling import cost_model
 from task_offload.scheduling.cost_model import Choice, Option
-from task_offload.scheduling.estimates import Known
+from task_offload.scheduling.known import Known
 from task_offload.scheduling.observation import Observation, Route
 
 SURE = 0.35  # relative uncertainty up to which a cost counts as known
@@ -21,8 +20,6 @@ PROBES_AT_ONCE = 4
 PROBE_WAIT_S = 4.0  # a probe that has not come back by then is lost
 PROBE_PAUSE_S = 5.0  # between probes while the target is met
 PROBE_SHARE = 0.1  # of the time since the last switch, what each round of probes may cost beside what it gives
-LINK_MATTERS = 0.5  # of its busiest resource's use, an option's use of the link
-HOPE = 0.9  # of its uncertainty, a cost may turn out to be lower
 
 
 @dataclass
@@ -57,7 +54,7 @@ class Probing:
     def choose(
         self,
         found: Sequence[Option],
-        uncertain: Uncertainty,
+        known: Known,
         current: Choice,
         best: Choice,
         meets: bool,
@@ -68,7 +65,7 @@ class Probing:
         """Options that are not known, and would be chosen if they were as good as they may be.
 
         Arguments:
-            found: all options, and `uncertain`: how uncertain they are.
+            found: all options, and `known`: how uncertain they are.
             current, best: what is in force, and the best of what is known; `meets`: whether that meets the target.
             best_of: the best of other options, and whether it meets the target.
             since_switch_s: how long the choice in force has been.
@@ -83,9 +80,9 @@ class Probing:
             if route in in_force:
                 hopeful.append(option)
                 continue
-            hopeful.append(uncertain.hopeful(option))
-            unclear = uncertain.cloud_s(cost_model.single(option)) > CLEAR * option.cloud_s
-            if unclear or max(uncertain.of(option), uncertain.encode(option), uncertain.link_of(option)) >= SURE:
+            hopeful.append(known.hopeful(option))
+            unclear = known.cloud_spread_s(option) > CLEAR * option.cloud_s
+            if unclear or max(known.spread(option), known.encode_spread(option), known.link_spread(option)) >= SURE:
                 unsure.add(route)
         probes: list[Route] = []
         cost_s = 0.0
@@ -106,7 +103,7 @@ class Probing:
                 cost_s += chosen_s
                 for split, codec in sorted(chosen):
                     # Where most items are filtered before they are sent, it takes some for one payload.
-                    items = min(3, math.ceil(0.7 / uncertain.reach[split]))
+                    items = min(3, math.ceil(0.7 / known.reach[split]))
                     probes += [Route(split, codec)] * items
                     self._pending[split, codec] = _Pending(now_s, items)
                     self._probed_s = now_s
@@ -117,80 +114,3 @@ class Probing:
 
 def _routes(choice: Choice) -> set[tuple[int, str]]:
     return {(option.split, option.codec) for option in (choice.first, choice.second)}
-
-
-class Uncertainty:
-    """Relative uncertainty of options' device work, payload and cloud cost, and how many items get there.
-
-    Attributes:
-        reach: for each split, the share of the items that get there.
-    """
-
-    def __init__(self, known: Known) -> None:
-        self.reach = [1.0]
-        for share in known.costs.survival:
-            self.reach.append(max(self.reach[-1] * share, 1e-3))
-        self._costs = known.costs
-        self._payloads = known.payloads
-        self._encodes = known.encodes
-        self._decodes = known.decodes
-        self._decode_s = {route: payload.decode_s for route, payload in known.costs.payloads.items()}
-        self._link = known.link
-        self._link_hope = 1.0 + known.link * (known.link_hope - 1.0)
-        self._device = _spreads(known.costs.device_s, known.device)
-        self._cloud = _spreads(known.costs.cloud_s[::-1], known.cloud[::-1])[::-1]
-
-    def of(self, option: Option) -> float:
-        """The largest of the three."""
-        split = option.split
-        return max(self._device[split], self._payloads[split, option.codec], self._cloud[split])
-
-    def cloud_s(self, choice: Choice) -> float:
-        """How much more cloud time a choice may take than believed."""
-        total_s = 0.0
-        for option, share in ((choice.first, choice.share), (choice.second, 1.0 - choice.share)):
-            decode_s = self._decode_s.get((option.split, option.codec), 0.0)
-            decode_spread = self._decodes.get((option.split, option.codec), 1.0)
-            tasks_s = max(0.0, option.cloud_s - decode_s)
-            total_s += share * math.hypot(decode_s * decode_spread, tasks_s * self._cloud[option.split])
-        return total_s
-
-    def link_of(self, option: Option) -> float:
-        """That of the link, where the link matters to the option."""
-        return self._link if option.use_s[cost_model.LINK] > LINK_MATTERS * option.busiest_s else 0.0
-
-    def encode(self, option: Option) -> float:
-        """That of encoding alone, where it was measured: what was seen once is believed, but not for ever."""
-        return self._encodes.get((option.split, option.codec), 0.0)
-
-    def hopeful(self, option: Option) -> Option:
-        """The option as good as it may be."""
-        split = option.split
-        device, cloud = 1.0 - HOPE * self._device[split], 1.0 - HOPE * self._cloud[split]
-        cloud_s = option.cloud_s - HOPE * self.cloud_s(cost_model.single(option))
-        size = (1.0 - self._payloads[split, option.codec]) / self._link_hope  # one never seen may be next to nothing
-        use_s = list(option.use_s)
-        costs = self._costs
-        spared_s = HOPE * self.encode(option) * self.reach[split] * costs.payloads[split, option.codec].encode_s
-        use_s[cost_model.DEVICE] -= spared_s / costs.cores
-        use_s[cost_model.STAGE] -= spared_s / (costs.threads * costs.core_share)
-        for resource, factor in (
-            (cost_model.DEVICE, device),
-            (cost_model.STAGE, device),
-            (cost_model.LINK, size),
-            (cost_model.WORKERS, cloud),
-            (cost_model.WINDOW, size),
-        ):
-            use_s[resource] *= factor
-        return option._replace(use_s=tuple(use_s), busiest_s=max(use_s), cloud_s=max(0.0, cloud_s))
-
-
-def _spreads(times_s: Sequence[float], spreads: Sequence[float]) -> list[float]:
-    """Relative uncertainty of the sum of the first 0, 1, ... times."""
-    total = square = 0.0
-    found = [0.0]
-    for time_s, spread in zip(times_s, spreads, strict=True):
-        total += time_s
-        square += (time_s * spread) ** 2
-        found.append(min(1.0, math.sqrt(square) / total) if total else 0.0)
-    return found

@@ -3,9 +3,10 @@ from dataclasses import replace
 
 from task_offload.scheduling import cost_model
 from task_offload.scheduling.cost_model import Choice, Costs, Option, Payload
-from task_offload.scheduling.estimates import Known
+from task_offload.scheduling.known import Known
 from task_offload.scheduling.observation import Observation, PayloadCost, Route, TaskCost
-from task_offload.scheduling.probing import PROBE_PAUSE_S, PROBE_WAIT_S, Probing, Uncertainty
+from task_offload.scheduling.payloads import PayloadSpread
+from task_offload.scheduling.probing import PROBE_PAUSE_S, PROBE_WAIT_S, Probing
 
 TASKS = 3
 
@@ -24,7 +25,7 @@ def known(survival: float = 1.0, spread: float = 1.0) -> Known:
         link_bytes_per_s=1_000_000.0,
     )
     spreads = (0.05,) * TASKS
-    return Known(costs, spreads, spreads, {(1, "none"): spread, (2, "none"): spread}, 0.0, 1.0)
+    return Known(costs, spreads, spreads, dict.fromkeys(costs.payloads, PayloadSpread(spread)), 0.0, 1.0)
 
 
 def choose(
@@ -39,7 +40,7 @@ def choose(
         return (choice, True) if choice is not None else (cost_model.fastest(hopeful), False)
 
     meets = current.capacity_fps >= fps
-    return probing.choose(found, Uncertainty(known), current, current, meets, best_of, since_switch_s, now_s)
+    return probing.choose(found, known, current, current, meets, best_of, since_switch_s, now_s)
 
 
 def came(now_s: float, route: tuple[int, str] = (2, "none")) -> Observation:
@@ -71,8 +72,8 @@ def test_what_the_cloud_takes_is_probed_until_it_was_told_more_than_once() -> No
     same = replace(known().costs, cloud_s=(0.0, 0.0, 0.0001), payloads=payloads)
 
     def decoding(spread: float) -> Known:
-        sure = dict.fromkeys(payloads, 0.05)
-        return replace(known(), costs=same, payloads=sure, decodes={(1, "none"): 0.05, (2, "none"): spread})
+        spreads = {(1, "none"): PayloadSpread(0.05, decode=0.05), (2, "none"): PayloadSpread(0.05, decode=spread)}
+        return replace(known(), costs=same, payloads=spreads)
 
     assert choose(Probing(), decoding(0.3), 4.0, split=1) == (Route(2, "none"),)
     assert choose(Probing(), decoding(0.1), 4.0, split=1) == ()
@@ -83,8 +84,8 @@ def test_what_was_encoded_once_is_tried_again_if_the_first_time_alone_makes_it_l
     slow = replace(known().costs, payloads=payloads)
 
     def encoding(spread: float) -> Known:
-        sure = dict.fromkeys(payloads, 0.05)
-        return replace(known(), costs=slow, payloads=sure, encodes={(1, "none"): spread, (2, "none"): 0.05})
+        spreads = {(1, "none"): PayloadSpread(0.05, spread), (2, "none"): PayloadSpread(0.05, 0.05)}
+        return replace(known(), costs=slow, payloads=spreads)
 
     assert choose(Probing(), encoding(0.75), 12.0) == (Route(1, "none"),)
     assert choose(Probing(), encoding(0.15), 12.0) == ()
