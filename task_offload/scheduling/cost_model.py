@@ -16,6 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import NamedTuple
 
 RESOURCES = ("device", "device stage", "link", "cloud workers", "cloud main thread", "window", "source")
@@ -123,34 +125,41 @@ class Option(NamedTuple):
         return 1.0 / max(self.busiest_s, _TINY_S)
 
 
-def options(costs: Costs) -> list[Option]:
-    """Every split and codec that `costs.payloads` names, evaluated; in that order."""
+def options(costs: Costs, *, margin: float = 0.0, doubt: float = 0.0, trusted_bytes: float = math.inf) -> list[Option]:
+    """Every split and codec that `costs.payloads` names, evaluated; in that order.
+
+    Arguments:
+        margin: by which throughput is to be above what is asked for. The source has none, so it is taken for faster.
+        doubt: the share of the link that is not counted on by what sends more bytes an item than `trusted_bytes`.
+    """
     last = len(costs.device_s) - 1
-    reach = [1.0]
-    for share in costs.survival[:last]:
-        reach.append(reach[-1] * share)
-    device_work, cloud_work = [0.0], [0.0] * (last + 1)
-    for q, t in zip(reach, costs.device_s, strict=True):
-        device_work.append(device_work[-1] + q * t)
+    reach = list(accumulate(costs.survival[:last], mul, initial=1.0))
+    device_work = list(accumulate(map(mul, reach, costs.device_s), initial=0.0))
+    alone_s = list(accumulate(costs.device_s, initial=0.0))
+    cloud_work = [0.0] * (last + 1)
     for i in range(last - 1, -1, -1):
         cloud_work[i] = cloud_work[i + 1] + reach[i] * costs.cloud_s[i]
     main_s = reach[last] * costs.cloud_s[last]
     last_stateful = max((i for i in range(last) if costs.stateful[i]), default=-1)
+    whole_link = max(costs.link_bytes_per_s, _NO_LINK)
+    sure_link = max(costs.link_bytes_per_s * (1.0 - doubt), _NO_LINK)
     # Where the newest wins, what comes while an item takes the device longer than the room lasts is lost for good,
     # however quick the items between are.
-    period_s = 0.0 if costs.room is None else 1.0 / max(costs.source_rate, _LEAST_RATE)
+    source_rate = (1.0 + margin) * costs.source_rate
+    period_s = 0.0 if costs.room is None else 1.0 / max(source_rate, _LEAST_RATE)
     room_s = math.inf if costs.room is None else costs.room * period_s
     found = []
-    for (split, codec), payload in costs.payloads.items():
+    for (split, codec), (payload_bytes, encode_s, decode_s) in costs.payloads.items():
         q = reach[split]
-        transfer_s = payload.size_bytes / max(costs.link_bytes_per_s, _NO_LINK)
-        work_s = q * payload.decode_s + cloud_work[split]
+        size_bytes = q * payload_bytes
+        transfer_s = payload_bytes / (whole_link if size_bytes <= trusted_bytes else sure_link)
+        work_s = q * decode_s + cloud_work[split]
         # A chain that keeps state in the cloud runs there one item at a time, decoding included.
         workers = min(costs.workers, 1.0) if last_stateful >= split else costs.workers
-        computing_s = device_work[split] - device_work[1] + q * payload.encode_s
+        computing_s = device_work[split] - device_work[1] + q * encode_s
         stage_s = max(costs.device_s[0], computing_s / costs.threads) / costs.core_share
         trip_s = costs.round_trip_s + transfer_s + (work_s + main_s) / max(q, 1e-6)
-        device_s = (device_work[split] + q * payload.encode_s + costs.rest_s) / costs.cores
+        device_s = (device_work[split] + q * encode_s + costs.rest_s) / costs.cores
         use_s = (
             device_s,
             stage_s,
@@ -160,22 +169,19 @@ def options(costs: Costs) -> list[Option]:
             q * trip_s / costs.window,
             period_s + max(0.0, device_s - room_s),
         )
-        device_latency_s = (sum(costs.device_s[:split]) + payload.encode_s) / costs.core_share
-        ahead_s = costs.ahead * device_s if costs.cores < 1.0 else 0.0
-        buffered_s = QUEUED * costs.horizon_s + trip_s
-        latency_s = device_latency_s + transfer_s + costs.round_trip_s + payload.decode_s + sum(costs.cloud_s[split:])
+        device_latency_s = (alone_s[split] + encode_s) / costs.core_share
         found.append(
             Option(
-                split,
-                codec,
-                use_s,
-                max(use_s),
-                work_s + main_s,
-                device_latency_s,
-                ahead_s,
-                buffered_s,
-                latency_s,
-                q * payload.size_bytes,
+                split=split,
+                codec=codec,
+                use_s=use_s,
+                busiest_s=max(use_s),
+                cloud_s=work_s + main_s,
+                device_latency_s=device_latency_s,
+                ahead_s=costs.ahead * device_s if costs.cores < 1.0 else 0.0,
+                buffered_s=QUEUED * costs.horizon_s + trip_s,
+                latency_s=device_latency_s + transfer_s + costs.round_trip_s + decode_s + sum(costs.cloud_s[split:]),
+                size_bytes=size_bytes,
             )
         )
     return found
@@ -187,6 +193,7 @@ class Choice(NamedTuple):
     Attributes:
         first, second: the options; equal where there is no mix.
         share: of the items that go to `first`; 1 where there is no mix.
+        use_s: seconds that an item takes of each of `RESOURCES`.
         cloud_s: cloud CPU seconds per captured item.
         capacity_fps: throughput when the source always has a next item.
     """
@@ -194,6 +201,7 @@ class Choice(NamedTuple):
     first: Option
     second: Option
     share: float
+    use_s: tuple[float, ...]
     cloud_s: float
     capacity_fps: float
 
@@ -212,24 +220,14 @@ class Choice(NamedTuple):
         return frozenset((self.first.split, self.second.split))
 
     @property
-    def use_s(self) -> tuple[float, ...]:
-        return blend(*together(self.first, self.second), self.share)
-
-    @property
     def limit(self) -> str:
         """The resource that binds, one of `RESOURCES`."""
-        use_s = self.use_s
-        return RESOURCES[use_s.index(max(use_s))]
+        return RESOURCES[self.use_s.index(max(self.use_s))]
 
     @property
     def latency_s(self) -> float:
         """The slower of its options, without waiting in queues."""
         return max(self.first.latency_s, self.second.latency_s)
-
-
-def blend(first: Sequence[float], second: Sequence[float], share: float) -> tuple[float, ...]:
-    """The means of both, `share` of the first."""
-    return tuple(share * a + (1.0 - share) * b for a, b in zip(first, second, strict=True))
 
 
 def together(first: Option, second: Option) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -251,7 +249,7 @@ def together(first: Option, second: Option) -> tuple[tuple[float, ...], tuple[fl
 
 def single(option: Option) -> Choice:
     """A choice without a mix."""
-    return Choice(option, option, 1.0, option.cloud_s, option.capacity_fps)
+    return Choice(option, option, 1.0, option.use_s, option.cloud_s, option.capacity_fps)
 
 
 def mixed(first: Option, second: Option, share: float) -> Choice:
@@ -260,9 +258,10 @@ def mixed(first: Option, second: Option, share: float) -> Choice:
         return single(first)
     if share <= 0.0:
         return single(second)
-    use_s = blend(*together(first, second), share)
-    cloud_s = share * first.cloud_s + (1.0 - share) * second.cloud_s
-    return Choice(first, second, share, cloud_s, 1.0 / max(max(use_s), _TINY_S))
+    rest = 1.0 - share
+    use_s = tuple([share * a + rest * b for a, b in zip(*together(first, second), strict=True)])
+    cloud_s = share * first.cloud_s + rest * second.cloud_s
+    return Choice(first, second, share, use_s, cloud_s, 1.0 / max(max(use_s), _TINY_S))
 
 
 def cheapest_share(first: Option, second: Option, fps: float) -> float | None:

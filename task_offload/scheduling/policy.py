@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from task_offload.scheduling import cost_model
-from task_offload.scheduling.cost_model import Choice, Costs, Option
+from task_offload.scheduling.cost_model import Choice, Option
 from task_offload.scheduling.estimates import Estimates
 from task_offload.scheduling.judgement import ENOUGH, JUDGED_S, TOLERANCE, Judgement
 from task_offload.scheduling.known import LINK_MATTERS, Known
@@ -237,24 +237,19 @@ class ModelPolicy:
     def _options(self, known: Known, current: Choice) -> list[Option]:
         """All options. Those that send more than the choice in force must do with less of a link that moves."""
         most_bytes = current.share * current.first.size_bytes + (1.0 - current.share) * current.second.size_bytes
-        by_mean, by_less = (self._evaluated(each.costs) for each in (known, self._cautious(known)))
-        return [mean if mean.size_bytes <= most_bytes else less for mean, less in zip(by_mean, by_less, strict=True)]
+        return cost_model.options(known.costs, margin=self._margin, doubt=self._doubt, trusted_bytes=most_bytes)
 
-    def _evaluated(self, costs: Costs) -> list[Option]:
-        """The options of these costs. The source is as fast as it is: the margin is one of all else."""
-        return cost_model.options(replace(costs, source_rate=(1.0 + self._margin) * costs.source_rate))
-
-    def _cautious(self, known: Known) -> Known:
-        """A link that moves is counted on for less than its mean."""
-        unrest = min(MOST_UNREST, self._estimates.link.unrest)
-        rate = known.costs.link_bytes_per_s * (1.0 - unrest)
-        return replace(known, costs=replace(known.costs, link_bytes_per_s=rate))
+    @property
+    def _doubt(self) -> float:
+        """A link that moves is counted on for so much less than its mean."""
+        return min(MOST_UNREST, self._estimates.link.unrest)
 
     def _in_force(self, option: Option) -> bool:
         return option.codec == self._codec and option.split in self._shares
 
     def _current(self) -> Choice:
-        found = self._evaluated(self._estimates.costs([(split, self._codec) for split in sorted(self._shares)]))
+        costs = self._estimates.costs([(split, self._codec) for split in sorted(self._shares)])
+        found = cost_model.options(costs, margin=self._margin)
         return cost_model.mixed(found[0], found[-1], self._shares[found[0].split])
 
     # What is best
@@ -393,8 +388,9 @@ class ModelPolicy:
         """Throughput if payloads were images and sent as JPEG, where the link matters and JPEG is not in use."""
         if new.use_s[cost_model.LINK] < LINK_MATTERS * max(new.use_s) or new.codec.startswith("jpeg"):
             return 0.0
-        known = self._cautious(self._estimates.known([(split, LOSSY) for split in self._estimates.splits]))
-        return min(cost_model.fastest(cost_model.options(known.costs)).capacity_fps, known.costs.source_rate)
+        costs = self._estimates.known([(split, LOSSY) for split in self._estimates.splits]).costs
+        found = cost_model.options(costs, doubt=self._doubt, trusted_bytes=0.0)
+        return min(cost_model.fastest(found).capacity_fps, costs.source_rate)
 
 
 def _same(best: Choice, current: Choice) -> bool:
