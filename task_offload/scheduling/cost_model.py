@@ -14,7 +14,7 @@ where an item of one takes the device so long that those after it are waited for
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
@@ -220,9 +220,14 @@ class Choice(NamedTuple):
         return frozenset((self.first.split, self.second.split))
 
     @property
+    def busiest(self) -> int:
+        """The resource that binds, as an index of `RESOURCES`."""
+        return self.use_s.index(max(self.use_s))
+
+    @property
     def limit(self) -> str:
-        """The resource that binds, one of `RESOURCES`."""
-        return RESOURCES[self.use_s.index(max(self.use_s))]
+        """Its name."""
+        return RESOURCES[self.busiest]
 
     @property
     def latency_s(self) -> float:
@@ -351,6 +356,37 @@ def fastest(found: Sequence[Option]) -> Choice:
     return cheapest(found, (1.0 - NEARLY) * best.capacity_fps, mixes=False) or best
 
 
+def quickest(found: Iterable[Option]) -> Option:
+    """The option with the least latency.
+
+    Raises:
+        ValueError: there is no option.
+    """
+    return min(found, key=_latency)
+
+
+def best(found: Sequence[Option], in_time: Callable[[Option], bool], *wanted_fps: float) -> tuple[Choice, bool]:
+    """The choice to take: the cheapest, the fastest or the quickest.
+
+    Arguments:
+        found: the options, at least one.
+        in_time: whether an option's latency is allowed. If none is, the quickest is best.
+        wanted_fps: throughputs, of which the first that can be reached is to be reached. If none can, the fastest
+            choice is best.
+
+    Returns:
+        The choice, and whether it reaches one of them.
+    """
+    usable = [option for option in found if in_time(option)]
+    if not usable:
+        return single(quickest(found)), False
+    for fps in wanted_fps:
+        choice = cheapest(usable, fps)
+        if choice is not None:
+            return choice, True
+    return fastest(usable), False
+
+
 def _least_use(first: Option, second: Option) -> float:
     """No mix of both uses its busiest resource for less."""
     return max(map(min, first.use_s, second.use_s))
@@ -362,3 +398,7 @@ def _cloud_cost(option: Option) -> float:
 
 def _busiest(option: Option) -> float:
     return option.busiest_s
+
+
+def _latency(option: Option) -> float:
+    return option.latency_s

@@ -64,7 +64,9 @@ class Estimates:
         self._source: float | None = None
         self._silent_s = 0.0  # since the source yielded something
         self._last: Observation | None = None
-        self._efficiency = dict.fromkeys((RESOURCES[i] for i in (DEVICE, STAGE, LINK, WORKERS, MAIN)), 1.0)
+        self._efficiency = [1.0] * len(
+            RESOURCES
+        )  # of the window and the source it is not used: they follow from others
         self._newest_wins = False
         self.now_s = 0.0
         self.stepped = False
@@ -92,10 +94,9 @@ class Estimates:
         self._add_trip(observation)
         self._add_source(observation)
 
-    def correct(self, resource: str, factor: float) -> None:
+    def correct(self, resource: int, factor: float) -> None:
         """What was observed while this resource was the limit is `factor` times what was predicted."""
-        if resource in self._efficiency:  # the others follow from what these do
-            self._efficiency[resource] = min(max(self._efficiency[resource] * factor, 0.3), 1.5)
+        self._efficiency[resource] = min(max(self._efficiency[resource] * factor, 0.3), 1.5)
 
     def doubt(self, items: float) -> None:
         """Throughput is lower than predicted: of tasks that seem slower, only the last `items` items are believed."""
@@ -105,9 +106,9 @@ class Estimates:
             if cost.items and own_s > (1.0 + STEP_SHARE) * mean.value * cost.items:
                 mean.doubt(items)
 
-    def saturated(self, resource: str) -> bool:
+    def saturated(self, resource: int) -> bool:
         """Whether this resource may be what held the last interval up: the device tells how busy it was."""
-        return resource != RESOURCES[DEVICE] or self._processor.saturated
+        return resource != DEVICE or self._processor.saturated
 
     def _add_device(self, observation: Observation, drift: Drift) -> None:
         own_s = self._processor.own_s
@@ -213,13 +214,13 @@ class Estimates:
             survival=[min(1.0, mean.value) if mean.count else 1.0 for mean in self._survival],
             stateful=self._stateful,
             payloads=payloads,
-            link_bytes_per_s=self.link.bytes_per_s * LINK_USE * efficiency[RESOURCES[LINK]],
+            link_bytes_per_s=self.link.bytes_per_s * LINK_USE * efficiency[LINK],
             threads=threads,
-            cores=self._processor.cores * efficiency[RESOURCES[DEVICE]],
-            core_share=self._processor.share * efficiency[RESOURCES[STAGE]],
+            cores=self._processor.cores * efficiency[DEVICE],
+            core_share=self._processor.share * efficiency[STAGE],
             rest_s=self._processor.rest_s,
-            workers=max(last.workers * efficiency[RESOURCES[WORKERS]], 1e-3),
-            main_share=max(last.main_share * efficiency[RESOURCES[MAIN]], 1e-3),
+            workers=max(last.workers * efficiency[WORKERS], 1e-3),
+            main_share=max(last.main_share * efficiency[MAIN], 1e-3),
             round_trip_s=self._trip_s,
             window=max(1, last.window),
             horizon_s=HORIZON_S,

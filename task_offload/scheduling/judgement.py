@@ -130,12 +130,13 @@ class Judgement:
 
     def _correct(self, current: Choice, off: float) -> None:
         """The throughput was so much off what the limit of the choice in force allows."""
-        saturated = self._estimates.saturated(current.limit)
+        limit = current.busiest
+        saturated = self._estimates.saturated(limit)
         if not saturated and current.first is not current.second:
             return  # it is not that limit: the items of a mix wait for each other, and the shares make up for it
         learn = LEARN
-        if saturated and current.limit == cost_model.RESOURCES[cost_model.DEVICE]:
+        if saturated and limit == cost_model.DEVICE:
             # What no task's time holds (threads, encryption, acks) shows at once, and noise evens out.
             self._judged += 1
             learn = max(LEARN, LEARN_FIRST / self._judged)
-        self._estimates.correct(current.limit, 1.0 + learn * off)
+        self._estimates.correct(limit, 1.0 + learn * off)

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from task_offload.scheduling.cost_model import Choice, Option
+from task_offload.scheduling.hysteresis import GAIN
 from task_offload.scheduling.known import Known
 from task_offload.scheduling.observation import Observation, Route
 
 SURE = 0.35  # relative uncertainty up to which a cost counts as known
 CLEAR = 0.2  # and up to which no probe is to tell what the cloud takes
-GAIN = 0.05  # a change of the set of splits must save or gain at least this, and what is probed may do so
 PROBES_AT_ONCE = 4
 PROBE_WAIT_S = 4.0  # a probe that has not come back by then is lost
 PROBE_PAUSE_S = 5.0  # between probes while the target is met
@@ -73,17 +73,10 @@ class Probing:
         if self._pending or (meets and now_s - self._probed_s < PROBE_PAUSE_S):
             return ()
         in_force = _routes(current)
-        hopeful: list[Option] = []
-        unsure: set[tuple[int, str]] = set()
-        for option in found:
-            route = (option.split, option.codec)
-            if route in in_force:
-                hopeful.append(option)
-                continue
-            hopeful.append(known.hopeful(option))
-            unclear = known.cloud_spread_s(option) > CLEAR * option.cloud_s
-            if unclear or max(known.spread(option), known.encode_spread(option), known.link_spread(option)) >= SURE:
-                unsure.add(route)
+        unsure = {(option.split, option.codec) for option in found if _is_unsure(option, known)} - in_force
+        if not unsure:
+            return ()
+        hopeful = [option if (option.split, option.codec) in in_force else known.hopeful(option) for option in found]
         probes: list[Route] = []
         cost_s = 0.0
         while unsure and len(probes) < PROBES_AT_ONCE:
@@ -110,6 +103,15 @@ class Probing:
             hopeful = [option for option in hopeful if (option.split, option.codec) not in chosen]
             unsure -= chosen
         return tuple(probes)
+
+
+def _is_unsure(option: Option, known: Known) -> bool:
+    return (
+        known.spread(option) >= SURE
+        or known.encode_spread(option) >= SURE
+        or known.link_spread(option) >= SURE
+        or known.cloud_spread_s(option) > CLEAR * option.cloud_s
+    )
 
 
 def _routes(choice: Choice) -> set[tuple[int, str]]:

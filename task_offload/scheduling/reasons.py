@@ -81,7 +81,7 @@ class Change:
         if old.capacity_fps >= demand_fps:
             predicted = f"though {old.capacity_fps:.3g} were predicted"
             return [f"it gave {self.able_fps:.3g} FPS of the {demand_fps:.4g} wanted, {predicted}"]
-        if old.limit == cost_model.RESOURCES[cost_model.DEVICE]:
+        if old.busiest == cost_model.DEVICE:
             device_ms = 1e3 * old.use_s[cost_model.DEVICE]
             return [f"the device needs {device_ms:.3g} ms an item, {demand_fps:.4g} FPS allow {1e3 / demand_fps:.3g}"]
         return [f"the {old.limit} allows {old.capacity_fps:.3g} FPS of the {demand_fps:.4g} wanted"]

@@ -50,12 +50,8 @@ def choice_row(costs: Costs, target_fps: float | None, max_latency_s: float | No
     found = cost_model.options(costs)
     if not found:
         return None
-    usable = [option for option in found if _in_time(option, max_latency_s) is not False]
     goal_fps = min(math.inf if target_fps is None else target_fps, costs.source_rate)
-    choice = cost_model.cheapest(usable, goal_fps) if math.isfinite(goal_fps) else None
-    if choice is None:
-        quickest = cost_model.single(min(found, key=lambda option: option.latency_s))
-        choice = cost_model.fastest(usable) if usable else quickest
+    choice, _ = cost_model.best(found, lambda option: _in_time(option, max_latency_s) is not False, goal_fps)
     return {
         "shares": {split: round(share, 4) for split, share in sorted(choice.shares.items())},
         "codec": choice.codec,

@@ -11,10 +11,12 @@ from task_offload.scheduling.cost_model import (
     Costs,
     Option,
     Payload,
+    best,
     cheapest,
     fastest,
     mixed,
     options,
+    quickest,
     single,
 )
 
@@ -141,6 +143,26 @@ def test_a_target_beyond_all_has_no_cheapest_but_a_fastest() -> None:
     found = options(costs())
     assert cheapest(found, 1e4) is None
     assert fastest(found).capacity_fps >= 0.97 * max(option.capacity_fps for option in found)
+
+
+def test_the_best_is_the_cheapest_that_reaches_a_throughput_or_the_fastest_or_the_quickest() -> None:
+    found = options(costs())
+    assert best(found, lambda option: True, 1e4, 20.0) == (cheapest(found, 20.0), True)
+    assert best(found, lambda option: True, 1e4, math.inf) == (fastest(found), False)
+    assert best(found, lambda option: option.split == 3, 20.0) == (single(found[2]), False)
+    assert best(found, lambda option: False, 20.0) == (single(quickest(found)), False)
+    assert quickest(found).latency_s == min(option.latency_s for option in found)
+
+
+def test_a_doubtful_link_is_counted_on_less_by_what_sends_more() -> None:
+    sure, doubtful = by_split(options(costs())), by_split(options(costs(), doubt=0.2, trusted_bytes=25_000))
+    assert doubtful[1].use_s[cost_model.LINK] == pytest.approx(sure[1].use_s[cost_model.LINK] / 0.8)
+    assert doubtful[2] == sure[2]
+
+
+def test_the_source_is_not_asked_for_a_margin() -> None:
+    found = options(costs(source_rate=20.0, room=3), margin=0.05)
+    assert found[0].use_s[cost_model.SOURCE] == pytest.approx(1 / 21)
 
 
 def test_splits_with_different_codecs_are_not_mixed() -> None:

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from task_offload.scheduling.cost_model import DEVICE
 from task_offload.scheduling.estimates import Estimates
 from task_offload.scheduling.known import Known
 from task_offload.scheduling.observation import Observation, PayloadCost, TaskCost
@@ -149,7 +150,7 @@ def test_a_source_slower_than_the_intervals_has_its_own_rate_and_a_pause_is_none
 def test_what_a_limit_gave_corrects_its_prediction() -> None:
     found = estimates(observation(0.5))
     before = found.costs([(2, "none")]).cores
-    found.correct("device", 0.9)
+    found.correct(DEVICE, 0.9)
     assert found.costs([(2, "none")]).cores == pytest.approx(0.9 * before)
 
 

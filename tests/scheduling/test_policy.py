@@ -6,8 +6,9 @@ from statistics import mean
 
 import pytest
 
+from task_offload.scheduling.hysteresis import PATIENCE_S, TRIAL_S
 from task_offload.scheduling.observation import Decision, Observation, PayloadCost, TaskCost
-from task_offload.scheduling.policy import PATIENCE_S, TRIAL_S, Goal, ModelPolicy
+from task_offload.scheduling.policy import Goal, ModelPolicy
 from task_offload.scheduling.simulation.drawn import draw
 from task_offload.scheduling.simulation.laboratory import Run, goal_of, judge, run
 from task_offload.scheduling.simulation.oracle import best

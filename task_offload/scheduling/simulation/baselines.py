@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from task_offload.scheduling import cost_model
 from task_offload.scheduling.observation import Decision, Observation
-from task_offload.scheduling.simulation.oracle import best, quickest
+from task_offload.scheduling.simulation.oracle import best
 from task_offload.scheduling.simulation.worlds import World
 
 
@@ -63,7 +64,7 @@ class LatencyMinimal:
         return None if observation.in_local_outage else self._quickest(observation.now_s)
 
     def _quickest(self, second: float) -> Decision:
-        option = quickest(self._world.costs(second))
+        option = cost_model.quickest(cost_model.options(self._world.costs(second)))
         return Decision({option.split: 1.0}, "least latency", option.codec)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from task_offload.scheduling import cost_model
-from task_offload.scheduling.cost_model import Choice, Costs, Option
+from task_offload.scheduling.cost_model import Choice, Costs
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,3 @@ def best(costs: Costs, target_fps: float, max_latency_s: float | None = None) ->
         cost_model.fastest(found),
         min(option.cloud_s for option in found if option.split == lowest),
     )
-
-
-def quickest(costs: Costs) -> Option:
-    """The option with the least latency for one item."""
-    return min(cost_model.options(costs), key=lambda option: option.latency_s)
