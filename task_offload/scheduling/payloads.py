@@ -75,18 +75,14 @@ class Payloads:
                     means = self._means[route] = _Means(Mean(), Mean(), Mean())
                 drift.add(means.size, cost.size_bytes, cost.items)
                 drift.follow(means.encode, own_s(cost.encode_s, cost.encode_cpu_s), cost.items)
-        for route, means in self._means.items():
-            if route not in costs:
-                drift.rest(means.encode)
+        drift.rest(means.encode for route, means in self._means.items() if route not in costs)
 
     def add_cloud(self, costs: Mapping[tuple[int, str], PayloadCost], drift: Drift) -> None:
         """Takes in what they cost the cloud; `drift` is the cloud's."""
         for route, cost in costs.items():
             if cost.decoded and route in self._means:
                 drift.follow(self._means[route].decode, cost.decode_s, cost.decoded)
-        for route, means in self._means.items():
-            if route not in costs:
-                drift.rest(means.decode)
+        drift.rest(means.decode for route, means in self._means.items() if route not in costs)
 
     def told(self, route: tuple[int, str]) -> bool:
         """Whether the cloud has told what decoding this split and codec costs."""

@@ -7,7 +7,7 @@ once what a significant step has made untrue.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Iterable
 
 LINK_MEMORY_S, LINK_MEMORY_UNREST = 2.0, 20.0  # cellular links move within seconds; so does noise, hence the second
 LINK_STEP, LINK_STEP_UNREST = 0.4, 3.0  # a difference above both, the second times the unrest, is believed at once
@@ -72,10 +72,11 @@ class Mean:
             self.value = self.total / count
 
     def scale(self, factor: float) -> None:
-        """Moves a mean of something, when everything like it moved by this factor."""
-        self.total *= factor
-        self.value = self.total / self.count
-        self.variance *= factor * factor
+        """Moves the mean, when everything like it moved by this factor."""
+        if self.count:
+            self.total *= factor
+            self.value = self.total / self.count
+            self.variance *= factor * factor
 
     def spread(self, now_s: float) -> float:
         """Relative uncertainty of the mean: that of its samples, and of its age. 1 is none at all."""
@@ -137,14 +138,6 @@ class Link:
         return self.rate or math.inf
 
 
-class _Moved(NamedTuple):
-    """A mean that moved: by this factor, after so many busy seconds of late, to so many seconds an item."""
-
-    factor: float
-    busy_s: float
-    value_s: float
-
-
 class Drift:
     """Takes one interval into the means of one side. What did not run there just now moves with what did.
 
@@ -155,7 +148,8 @@ class Drift:
     def __init__(self, now_s: float, keep: float) -> None:
         """Arguments as for `Mean.add`."""
         self._now_s, self._keep = now_s, keep
-        self._moved: list[_Moved] = []
+        self._moved: list[tuple[float, float]] = []  # by which factor, and after how many busy seconds
+        self._moved_s = self._busy_s = 0.0  # what one item of each of these takes now, and all those seconds
         self._rested: list[Mean] = []
         self.stepped = False
 
@@ -166,17 +160,18 @@ class Drift:
     def follow(self, mean: Mean, busy_s: float, items: int) -> None:
         """Takes in how long this side was busy with something, for so many items."""
         if not items:
-            self.rest(mean)
+            self._rested.append(mean)
             return
         before = mean.value
-        self.add(mean, busy_s, items)
+        self.stepped |= mean.add(busy_s, items, self._now_s, self._keep)
         if before > 0 and mean.count > KNOWN_ITEMS:
-            self._moved.append(_Moved(mean.value / before, busy_s, mean.value))
+            self._moved.append((mean.value / before, busy_s))
+            self._moved_s += mean.value
+            self._busy_s += busy_s
 
-    def rest(self, mean: Mean) -> None:
-        """It did not run."""
-        if mean.count:
-            self._rested.append(mean)
+    def rest(self, means: Iterable[Mean]) -> None:
+        """These did not run."""
+        self._rested += means
 
     def settle(self) -> None:
         """Moves what did not run.
@@ -184,11 +179,11 @@ class Drift:
         By the median of what did, weighted by busy time, so that one task whose input changed does not move the others.
         Short tasks tell little of a longer one: they are short or long by what else runs, and by what the caches hold.
         """
-        half = 0.5 * sum(each.busy_s for each in self._moved)
-        ran_s = sum(each.value_s for each in self._moved)
-        for factor, busy_s, _ in sorted(self._moved):
-            half -= busy_s
-            if half <= 0:
+        half_s = 0.5 * self._busy_s
+        for factor, busy_s in sorted(self._moved):
+            half_s -= busy_s
+            if half_s <= 0:
                 for mean in self._rested:
-                    mean.scale(factor ** min(1.0, ran_s / max(ALIKE_FROM * mean.value, 1e-9)))
+                    told_s = ALIKE_FROM * mean.value
+                    mean.scale(factor if told_s <= self._moved_s else factor ** (self._moved_s / told_s))
                 return
