@@ -77,7 +77,8 @@ class Estimates:
         decodable = observation.codecs
         if decodable is not None:
             self.codecs = tuple(each for each in self._allowed_codecs if each in decodable) or ("none",)
-        self.splits = tuple(each for each in self.splits if each not in observation.impossible) or self.splits
+        if observation.impossible:
+            self.splits = tuple(each for each in self.splits if each not in observation.impossible) or self.splits
         self._newest_wins |= observation.dropped > 0
         self.now_s = observation.now_s
         cores_stepped = self._processor.add(observation)

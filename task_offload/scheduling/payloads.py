@@ -212,6 +212,8 @@ def _pooled(means: Sequence[Mean]) -> float:
     """The mean of all. A single item that took many times longer than others met an accident, and tells nothing."""
     if len(means) == 1:
         return means[0].value
-    most = ACCIDENT * min([mean.value for mean in means])
-    usual = [mean for mean in means if mean.value <= most or mean.count >= 2.0]
-    return sum([mean.total for mean in usual]) / sum([mean.count for mean in usual])
+    values = [mean.value for mean in means]
+    most = ACCIDENT * min(values)
+    if max(values) > most:
+        means = [mean for mean in means if mean.value <= most or mean.count >= 2.0]
+    return sum([mean.total for mean in means]) / sum([mean.count for mean in means])

@@ -47,10 +47,12 @@ class Mean:
             self.count, self.total, self.value = float(count), total, mean
             self.variance = (FIRST_SPREAD * mean) ** 2
             return False
-        off = mean - self.value
-        spread = math.sqrt(self.variance * (1.0 / count + 1.0 / self.count)) + 0.01 * self.value
+        value = self.value
+        off = mean - value
+        share = 1.0 / count + 1.0 / self.count  # of one item's variance, that of the difference of both means
+        spread = math.sqrt(self.variance * share) + 0.01 * value
         sigmas = abs(off) / spread if spread else 0.0
-        if sigmas > STEP_SIGMAS and abs(off) > STEP_SHARE * self.value:
+        if sigmas > STEP_SIGMAS and abs(off) > STEP_SHARE * value:
             self._strikes += 1
             if self._strikes > 1 or (sigmas > 2 * STEP_SIGMAS and count > 2):
                 self.count, self.total, self.value, self._strikes = float(count), total, mean, 0
@@ -58,7 +60,7 @@ class Mean:
         else:
             self._strikes = 0
         learn = 1.0 - keep
-        self.variance = keep * self.variance + learn * off * off / (1.0 / count + 1.0 / self.count)
+        self.variance = keep * self.variance + learn * off * off / share
         self.count = keep * self.count + count
         self.total = keep * self.total + total
         self.value = self.total / self.count
