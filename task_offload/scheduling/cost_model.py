@@ -100,7 +100,7 @@ class Option(NamedTuple):
         split, codec: what it is.
         use_s: seconds that an item takes of each of `RESOURCES`.
         busiest_s: the largest of them.
-        cloud_s: C(N), cloud CPU seconds.
+        cloud_busy_s: C(N), how long it keeps the cloud busy by the clock.
         device_latency_s: from captured to ready to be sent, without waiting in queues.
         ahead_s: what such items take of less than a core, while an earlier one of another option is worked on.
         buffered_s: how long what may be on its way keeps the link or the cloud busy.
@@ -112,7 +112,7 @@ class Option(NamedTuple):
     codec: str
     use_s: tuple[float, ...]
     busiest_s: float
-    cloud_s: float
+    cloud_busy_s: float
     device_latency_s: float
     ahead_s: float
     buffered_s: float
@@ -176,7 +176,7 @@ def options(costs: Costs, *, margin: float = 0.0, doubt: float = 0.0, trusted_by
                 codec=codec,
                 use_s=use_s,
                 busiest_s=max(use_s),
-                cloud_s=work_s + main_s,
+                cloud_busy_s=work_s + main_s,
                 device_latency_s=device_latency_s,
                 ahead_s=costs.ahead * device_s if costs.cores < 1.0 else 0.0,
                 buffered_s=QUEUED * costs.horizon_s + trip_s,
@@ -194,7 +194,7 @@ class Choice(NamedTuple):
         first, second: the options; equal where there is no mix.
         share: of the items that go to `first`; 1 where there is no mix.
         use_s: seconds that an item takes of each of `RESOURCES`.
-        cloud_s: cloud CPU seconds per captured item.
+        cloud_busy_s: how long a captured item keeps the cloud busy.
         capacity_fps: throughput when the source always has a next item.
     """
 
@@ -202,7 +202,7 @@ class Choice(NamedTuple):
     second: Option
     share: float
     use_s: tuple[float, ...]
-    cloud_s: float
+    cloud_busy_s: float
     capacity_fps: float
 
     @property
@@ -254,7 +254,7 @@ def together(first: Option, second: Option) -> tuple[tuple[float, ...], tuple[fl
 
 def single(option: Option) -> Choice:
     """A choice without a mix."""
-    return Choice(option, option, 1.0, option.use_s, option.cloud_s, option.capacity_fps)
+    return Choice(option, option, 1.0, option.use_s, option.cloud_busy_s, option.capacity_fps)
 
 
 def mixed(first: Option, second: Option, share: float) -> Choice:
@@ -265,8 +265,8 @@ def mixed(first: Option, second: Option, share: float) -> Choice:
         return single(second)
     rest = 1.0 - share
     use_s = tuple([share * a + rest * b for a, b in zip(*together(first, second), strict=True)])
-    cloud_s = share * first.cloud_s + rest * second.cloud_s
-    return Choice(first, second, share, use_s, cloud_s, 1.0 / max(max(use_s), _TINY_S))
+    cloud_busy_s = share * first.cloud_busy_s + rest * second.cloud_busy_s
+    return Choice(first, second, share, use_s, cloud_busy_s, 1.0 / max(max(use_s), _TINY_S))
 
 
 def cheapest_share(first: Option, second: Option, fps: float) -> float | None:
@@ -286,7 +286,7 @@ def cheapest_share(first: Option, second: Option, fps: float) -> float | None:
             return None
         if low > high:
             return None
-    return high if first.cloud_s < second.cloud_s else low
+    return high if first.cloud_busy_s < second.cloud_busy_s else low
 
 
 def fastest_share(first: Option, second: Option) -> float:
@@ -327,15 +327,15 @@ def cheapest(found: Iterable[Option], fps: float, *, mixes: bool = True) -> Choi
     if not mixes:
         return best
     for i, first in enumerate(ranked):
-        if best is not None and first.cloud_s >= best.cloud_s:
+        if best is not None and first.cloud_busy_s >= best.cloud_busy_s:
             break
         for second in ranked[i + 1 :]:
             if second.codec != first.codec or _least_use(first, second) > allowed_s:
                 continue
             share = cheapest_share(first, second, fps)
             if share is not None:
-                cloud_s = share * first.cloud_s + (1.0 - share) * second.cloud_s
-                if best is None or cloud_s < best.cloud_s:
+                cloud_busy_s = share * first.cloud_busy_s + (1.0 - share) * second.cloud_busy_s
+                if best is None or cloud_busy_s < best.cloud_busy_s:
                     best = mixed(first, second, share)
     return best
 
@@ -393,7 +393,7 @@ def _least_use(first: Option, second: Option) -> float:
 
 
 def _cloud_cost(option: Option) -> float:
-    return option.cloud_s
+    return option.cloud_busy_s
 
 
 def _busiest(option: Option) -> float:

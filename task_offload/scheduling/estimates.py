@@ -64,9 +64,7 @@ class Estimates:
         self._source: float | None = None
         self._silent_s = 0.0  # since the source yielded something
         self._last: Observation | None = None
-        self._efficiency = [1.0] * len(
-            RESOURCES
-        )  # of the window and the source it is not used: they follow from others
+        self._efficiency = [1.0] * len(RESOURCES)  # what the window and the source give follows from the others'
         self._newest_wins = False
         self.now_s = 0.0
         self.stepped = False
@@ -224,7 +222,7 @@ class Estimates:
             main_share=max(last.main_share * efficiency[MAIN], 1e-3),
             round_trip_s=self._trip_s,
             window=max(1, last.window),
-            horizon_s=HORIZON_S,
+            horizon_s=HORIZON_S,  # the window's own, on every connection: no observation need tell it
             ahead=MOST_AHEAD * threads if threads > 1 else 0,
             source_rate=self.source_rate,
             room=threads + ROOM_ITEMS if self._newest_wins else None,

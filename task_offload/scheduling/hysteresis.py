@@ -146,7 +146,7 @@ class Hysteresis:
             return 0.0
         takes_back = self._only_takes_back(best, current)
         least_gain_s = 0.0 if takes_back else rival.least_gain_s
-        saving = 1.0 - (best.cloud_s + least_gain_s) / max(standing.kept.cloud_s, 1e-9)
+        saving = 1.0 - (best.cloud_busy_s + least_gain_s) / max(standing.kept.cloud_busy_s, 1e-9)
         return max(saving, TAKEN_BACK) if takes_back and saving > 0.0 else saving
 
     def _only_takes_back(self, best: Choice, current: Choice) -> bool:

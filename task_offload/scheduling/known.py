@@ -71,7 +71,7 @@ class Known:
         """How much more cloud time it may take than believed."""
         route = option.split, option.codec
         decode_s = self.costs.payloads[route].decode_s
-        tasks_s = max(0.0, option.cloud_s - decode_s)
+        tasks_s = max(0.0, option.cloud_busy_s - decode_s)
         return math.hypot(decode_s * self.payloads[route].decode, tasks_s * self._cloud_work[option.split])
 
     def mixed_cloud_spread_s(self, choice: Choice) -> float:
@@ -94,8 +94,8 @@ class Known:
         use_s[cost_model.LINK] *= size
         use_s[cost_model.WORKERS] *= cloud
         use_s[cost_model.WINDOW] *= size
-        cloud_s = max(0.0, option.cloud_s - HOPE * self.cloud_spread_s(option))
-        return option._replace(use_s=tuple(use_s), busiest_s=max(use_s), cloud_s=cloud_s)
+        cloud_busy_s = max(0.0, option.cloud_busy_s - HOPE * self.cloud_spread_s(option))
+        return option._replace(use_s=tuple(use_s), busiest_s=max(use_s), cloud_busy_s=cloud_busy_s)
 
 
 def _sums(times_s: Sequence[float], spreads: Sequence[float]) -> list[float]:

@@ -137,11 +137,12 @@ class ModelPolicy:
             standing.current,
             best,
             meets,
-            lambda hopeful: self._best(hopeful, standing.demand_fps, standing.demand_fps),
+            lambda hopeful: cost_model.best(hopeful, self._in_time, standing.demand_fps),
             now_s - self._hysteresis.switched_s,
             now_s,
         )
-        least_gain_s = LEAST_GAIN * max(option.cloud_s for option in found) + CAUTION * known.mixed_cloud_spread_s(best)
+        dearest_s = max(option.cloud_busy_s for option in found)
+        least_gain_s = LEAST_GAIN * dearest_s + CAUTION * known.mixed_cloud_spread_s(best)
         rival = Rival(best, meets, self._in_time(best), least_gain_s)
         moves = estimates.link.unrest > MOVING
         needed, saves = self._hysteresis.weigh(standing, rival, moves, now_s, since_look_s)

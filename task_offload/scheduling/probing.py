@@ -82,7 +82,7 @@ class Probing:
         while unsure and len(probes) < PROBES_AT_ONCE:
             hope, hope_meets = best_of(hopeful)
             better = (
-                hope.cloud_s < (1.0 - GAIN) * best.cloud_s
+                hope.cloud_busy_s < (1.0 - GAIN) * best.cloud_busy_s
                 if meets
                 else hope_meets or hope.capacity_fps > (1.0 + GAIN) * best.capacity_fps
             )
@@ -110,7 +110,7 @@ def _is_unsure(option: Option, known: Known) -> bool:
         known.spread(option) >= SURE
         or known.encode_spread(option) >= SURE
         or known.link_spread(option) >= SURE
-        or known.cloud_spread_s(option) > CLEAR * option.cloud_s
+        or known.cloud_spread_s(option) > CLEAR * option.cloud_busy_s
     )
 
 

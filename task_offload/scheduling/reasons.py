@@ -77,7 +77,7 @@ class Change:
                 parts.append(f"{lossy} would give up to {self.lossy_fps:.3g}")
             return parts
         if not self.needed:
-            return [f"{1e3 * new.cloud_s:.3g} ms of cloud time an item instead of {1e3 * old.cloud_s:.3g}"]
+            return [f"{1e3 * new.cloud_busy_s:.3g} ms of cloud time an item instead of {1e3 * old.cloud_busy_s:.3g}"]
         if old.capacity_fps >= demand_fps:
             predicted = f"though {old.capacity_fps:.3g} were predicted"
             return [f"it gave {self.able_fps:.3g} FPS of the {demand_fps:.4g} wanted, {predicted}"]

@@ -58,7 +58,7 @@ def choice_row(costs: Costs, target_fps: float | None, max_latency_s: float | No
         "fps": _fps(choice.capacity_fps, costs),
         "limit": _limit(choice, costs),
         "latency_ms": _ms(choice.latency_s),
-        "cloud_ms": _ms(choice.cloud_s),
+        "cloud_ms": _ms(choice.cloud_busy_s),
         "meets_target": _meets(choice.capacity_fps, costs, target_fps),
         "in_time": _in_time(choice, max_latency_s),
     }
@@ -160,7 +160,7 @@ def _split_row(option: Option, costs: Costs, target_fps: float | None, max_laten
         "device_load": round(option.use_s[cost_model.DEVICE] * at_fps, 4),
         "link_load": round(option.use_s[cost_model.LINK] * at_fps, 4),
         "bytes": round(option.size_bytes),
-        "cloud_ms": _ms(option.cloud_s),
+        "cloud_ms": _ms(option.cloud_busy_s),
         "meets_target": _meets(option.capacity_fps, costs, target_fps),
         "in_time": _in_time(option, max_latency_s),
     }

@@ -48,7 +48,7 @@ def by_split(found: list[Option]) -> dict[int, Option]:
 def test_device_work_and_cloud_cost_are_the_design_formulas() -> None:
     option = by_split(options(costs()))[2]
     assert option.use_s[cost_model.DEVICE] == pytest.approx(0.010 + 0.020 + 0.5 * 0.001)
-    assert option.cloud_s == pytest.approx(0.5 * 0.0005 + 0.5 * 0.004 + 0.5 * 0.0005)
+    assert option.cloud_busy_s == pytest.approx(0.5 * 0.0005 + 0.5 * 0.004 + 0.5 * 0.0005)
     assert option.use_s[cost_model.LINK] == pytest.approx(0.5 * 50_000 / 2_500_000)
     assert option.use_s[cost_model.WORKERS] == pytest.approx((0.5 * 0.0005 + 0.5 * 0.004) / 2)
     assert option.use_s[cost_model.MAIN] == pytest.approx(0.5 * 0.0005)
@@ -109,7 +109,7 @@ def test_the_cheapest_mixes_two_splits_where_no_single_one_is_as_cheap() -> None
     mix = cheapest(found, target)
     assert alone is not None
     assert mix is not None
-    assert mix.cloud_s < alone.cloud_s
+    assert mix.cloud_busy_s < alone.cloud_busy_s
     assert mix.capacity_fps == pytest.approx(target)
     assert set(mix.shares) == {2, 3}
 
@@ -189,7 +189,7 @@ def test_the_cheapest_share_is_the_best_of_a_fine_grid(
     able = [choice for choice in grid if choice.capacity_fps >= fps]
     if able:
         assert found is not None
-        assert found.cloud_s <= min(choice.cloud_s for choice in able) * (1 + 1e-9)
+        assert found.cloud_busy_s <= min(choice.cloud_busy_s for choice in able) * (1 + 1e-9)
     if found is not None:
         assert found.capacity_fps >= fps * (1 - 1e-9)
 

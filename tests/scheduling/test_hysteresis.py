@@ -21,7 +21,7 @@ class Weighed:
     """A hysteresis and its clock."""
 
     def __init__(self) -> None:
-        self.hysteresis = Hysteresis(lambda choice: choice.cloud_s != 0.0)
+        self.hysteresis = Hysteresis(lambda choice: choice.cloud_busy_s != 0.0)
         self.now_s = 100.0
 
     def weigh(

@@ -16,7 +16,7 @@ class Best:
         mix: the cheapest mix of any two allowed splits that meets the target; None if none does.
         single: the cheapest single split that does.
         fastest: the fastest choice of all.
-        all_cloud_s: cloud CPU seconds an item when all that may is offloaded.
+        all_cloud_s: busy seconds of the cloud for an item when all that may is offloaded.
     """
 
     mix: Choice | None
@@ -36,5 +36,5 @@ def best(costs: Costs, target_fps: float, max_latency_s: float | None = None) ->
         cost_model.cheapest(found, target_fps) if reachable else None,
         cost_model.cheapest(found, target_fps, mixes=False) if reachable else None,
         cost_model.fastest(found),
-        min(option.cloud_s for option in found if option.split == lowest),
+        min(option.cloud_busy_s for option in found if option.split == lowest),
     )
