@@ -124,9 +124,13 @@ class ModelPolicy:
         worse = not standing.holds and standing.able_fps < (1.0 - TOLERANCE) * self._looked_fps
         if not (worse or self._learned or estimates.stepped) and now_s - self._looked_s < LOOK_AROUND_S:
             return self._trim(standing)
-        since_look_s = min(now_s - self._looked_s, LOOK_AROUND_S)
-        self._looked_s, self._looked_fps, self._learned = now_s, standing.able_fps, False
+        return self._look_around(standing, observation)
 
+    def _look_around(self, standing: Standing, observation: Observation) -> Decision | None:
+        """Compares the choice in force with all others."""
+        now_s, estimates = observation.now_s, self._estimates
+        since_s = min(now_s - self._looked_s, LOOK_AROUND_S)
+        self._looked_s, self._looked_fps, self._learned = now_s, standing.able_fps, False
         known = estimates.known(estimates.routes)
         found = self._options(known, standing.current)
         sure = [option for option in found if self._in_force(option) or known.spread(option) < SURE]
@@ -144,8 +148,7 @@ class ModelPolicy:
         dearest_s = max(option.cloud_busy_s for option in found)
         least_gain_s = LEAST_GAIN * dearest_s + CAUTION * known.mixed_cloud_spread_s(best)
         rival = Rival(best, meets, self._in_time(best), least_gain_s)
-        moves = estimates.link.unrest > MOVING
-        needed, saves = self._hysteresis.weigh(standing, rival, moves, now_s, since_look_s)
+        needed, saves = self._hysteresis.weigh(standing, rival, estimates.link.unrest > MOVING, now_s, since_s)
         if needed or saves:
             reason = self._reason(standing, best, needed)
             self._switch(standing.current, needed, observation)
