@@ -16,7 +16,7 @@ LINK_PEAK_MEMORY_S = 300.0
 LINK_STALE_PER_S, LINK_UNREST_STALE_PER_S = 0.006, 0.2  # what certainty of the link is lost with each second
 FIRST_SPREAD = 0.3  # relative standard deviation of one item's cost, until it is known
 STEP_SIGMAS = 4.0  # this far from the mean twice in a row, or twice as far once, is a step and not noise
-STEP_SHARE = 0.1  # smaller steps are left to the moving mean
+STEP_SHARE = 0.1  # and further from it than this, relative
 STALE_S = 600.0  # age at which an estimate is worth nothing any more
 KNOWN_ITEMS = 3  # a mean over no more of them tells nothing of others when it moves
 ALIKE_FROM = 0.1  # of its time, tasks that take less tell less of it
@@ -50,9 +50,11 @@ class Mean:
         value = self.value
         off = mean - value
         share = 1.0 / count + 1.0 / self.count  # of one item's variance, that of the difference of both means
-        spread = math.sqrt(self.variance * share) + 0.01 * value
-        sigmas = abs(off) / spread if spread else 0.0
-        if sigmas > STEP_SIGMAS and abs(off) > STEP_SHARE * value:
+        sigmas = 0.0
+        if abs(off) > STEP_SHARE * value:  # smaller steps are left to the moving mean
+            spread = math.sqrt(self.variance * share) + 0.01 * value
+            sigmas = abs(off) / spread if spread else 0.0
+        if sigmas > STEP_SIGMAS:
             self._strikes += 1
             if self._strikes > 1 or (sigmas > 2 * STEP_SIGMAS and count > 2):
                 self.count, self.total, self.value, self._strikes = float(count), total, mean, 0
