@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 
+from task_offload.capacity import Queue
 from task_offload.cloud_session import Endings, summary
 from task_offload.config import CloudConfig
 from task_offload.engines import make_engine
@@ -153,6 +154,14 @@ class Cloud:
     def books(self, device: str, session: str) -> SessionBooks:
         """What is recorded of a session. Raises StoreError."""
         return self._recorder.books(device, session)
+
+    def queues(self) -> Sequence[Queue]:
+        """What waits for a worker, for the last task, and for the disk."""
+        return (
+            Queue(self._engine.waiting, self._engine.taken),
+            Queue(self._finisher.waiting, self._finisher.taken),
+            Queue(self._recorder.waiting, self._recorder.recorded),
+        )
 
     def watch(self, now: float) -> None:
         """Warns of a last task that hangs."""

@@ -51,13 +51,10 @@ class CloudSession:
         """How many items were taken in and are not recorded."""
         return self.expected - self.totals.next_sequence
 
-    def recorded(self, books: SessionBooks) -> int:
-        """Its books have grown. Returns by how many items."""
-        totals = totals_of(books)
-        items = totals.next_sequence - self.totals.next_sequence
+    def recorded(self, books: SessionBooks) -> None:
+        """Its books have grown."""
         self.recorded_bytes = books.bytes_received - self.bytes_received_before
-        self.totals = totals
-        return items
+        self.totals = totals_of(books)
 
     def report(self) -> dict[str, Any]:
         """The session's entry in the run report."""

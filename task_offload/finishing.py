@@ -34,6 +34,9 @@ class Finisher:
     Arguments:
         record: takes records.
         task_timeout_s: how long the last task may take before `watch` warns.
+
+    Attributes:
+        taken: outcomes and runs of endings whose turn has come and that do not wait for the main thread any more.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class Finisher:
         self._order = threading.Lock()
         self._ready: SimpleQueue[list[Done | Endings] | None] = SimpleQueue()
         self._backlog: deque[Done | Endings] = deque()  # what was taken, and has not ended yet
+        self._put = 0  # how many have become ready
+        self.taken = 0
         self._cpu_ns: int | None = None
         self._running: tuple[Item, float] | None = None  # the item that the last task is at, and since when
         self._warned: Item | None = None
@@ -68,16 +73,24 @@ class Finisher:
             for done in dones:
                 unit = done.unit
                 _in_order(unit.owner, unit.item.sequence, done, ready)
-            if ready:
-                self._ready.put(ready)
+            self._put_ready(ready)
 
     def put_endings(self, endings: Endings) -> None:
         """Items that ended on the device. They go on when all before them of their session have."""
         ready: list[Done | Endings] = []
         with self._order:
             _in_order(endings.session, endings.first, endings, ready)
-            if ready:
-                self._ready.put(ready)
+            self._put_ready(ready)
+
+    def _put_ready(self, ready: list[Done | Endings]) -> None:
+        if ready:
+            self._put += len(ready)
+            self._ready.put(ready)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for the main thread: not what the last task is at, nor what waits for its turn."""
+        return self._put - self.taken
 
     def wake(self) -> None:
         """Makes `work` return. Safe in a signal handler."""
@@ -162,6 +175,7 @@ class Finisher:
         tasks_ns = 0
         while backlog and (not ended or self._clock() < ends_at):
             each = backlog.popleft()
+            self.taken += 1
             if isinstance(each, Endings):
                 ended.append(each)
                 continue

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import psutil
 
 from task_offload.agreement import chain_spec
-from task_offload.capacity import Capacity
+from task_offload.capacity import WAIT_S, Capacity, Queue
 from task_offload.cloud_session import CloudSession, Endings, summary
 from task_offload.config import CloudConfig
 from task_offload.engines.base import Lane, Unit
@@ -75,6 +75,9 @@ class Behind(Protocol):
     def books(self, device: str, session: str) -> SessionBooks:
         """What is recorded of a session. Raises OffloadError."""
 
+    def queues(self) -> Sequence[Queue]:
+        """What waits for each of its parts."""
+
     def watch(self, now: float) -> None:
         """Called a few times a second."""
 
@@ -117,7 +120,6 @@ class Reception:
         self._arrived: list[Unit] = []  # since the engine got some
         self._dirty: set[CloudSession] = set()  # to be told something
         self._lock = threading.Lock()  # of `_dirty`, and of what other threads tell of sessions
-        self._recorded_items = 0
         self._costs_of_gone = CloudCosts()  # of sessions that are over
         self._filtered: Counter[int] = Counter()  # on devices, by task
         self._connected = 0
@@ -184,7 +186,7 @@ class Reception:
             for key, each in books.items():
                 session = self._by_record.get(key)
                 if session is not None:
-                    self._recorded_items += session.recorded(each)
+                    session.recorded(each)
                     self._dirty.add(session)
         self._listener.wake()
 
@@ -301,7 +303,7 @@ class Reception:
         if self._connected >= MAX_DEVICES:
             return f"{MAX_DEVICES} devices are connected, and that is the limit of one server; try again later"
         if self._capacity.full:
-            return f"the cloud is full: items take {self._capacity.wait_s:.1f} s here; try again later"
+            return f"the cloud is full: items have waited for more than {WAIT_S:g} s here; try again later"
         if device in self._of_device and self._held_bytes(device) > self._room_bytes():
             return "what earlier runs of this device have sent is still being worked on; try again later"
         return None
@@ -424,8 +426,7 @@ class Reception:
                     self._listener.refuse(
                         session.connection, Refusal.TOKEN, f"the token of {session.device} was revoked"
                     )
-        waiting = sum(each.unfinished for each in self.sessions.values())
-        self._capacity.measure(now, waiting, self._recorded_items)
+        self._capacity.measure(now, self._behind.queues())
         shares = self._shares.measure(
             {each.lane.number: (each.costs, each.lane.weight) for each in self.sessions.values()}, now
         )

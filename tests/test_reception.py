@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from task_offload.reception import (
     FORGET_AFTER_S,
     FULL_COME_BACK_S,
     LINES_PER_MINUTE,
+    MEASURE_EVERY_S,
     MOST_SESSIONS,
 )
-from task_offload.wire.messages import Costs, Kind, Refusal, bye, decode_totals, item_prefix
+from task_offload.wire.messages import Costs, Ending, Kind, Refusal, bye, decode_totals, item_prefix
 from tests.support.peers import Peer, hello, item
 from tests.support.worlds import SESSION, Held, World, ended, pass_by, totals, worlds
 
@@ -138,6 +140,84 @@ def test_a_full_cloud_tells_new_devices_when_to_come_back_and_keeps_those_it_has
         second.send(item(0, 2, 1, 1))
         totals(second, 1)
     assert world.cloud.reception.rejected["busy"] == 1
+
+
+@contextmanager
+def held_at(gate: str, folder: Path) -> Iterator[None]:
+    """Items stay at a gate of the app until the block ends."""
+    os.mkfifo(folder / gate)
+    file = os.open(folder / gate, os.O_RDWR)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(gate, str(folder / gate))
+            yield
+    finally:
+        os.close(file)
+
+
+def pass_time(world: World, seconds: float) -> None:
+    """The reception looks every half second how full the cloud is; meanwhile a device that it knows connects again."""
+    for _ in range(int(seconds / MEASURE_EVERY_S)):
+        world.connect()[0].socket.close()  # the listener is done with its last tick
+        world.now += MEASURE_EVERY_S
+        while world.cloud.reception._measured_at < world.now:
+            world.connect()[0].socket.close()
+
+
+@pytest.mark.parametrize(("gate", "queue"), [("WORK_GATE", 0), ("LAST_GATE", 1)])
+def test_one_slow_item_does_not_fill_the_cloud(
+    gate: str, queue: int, make: Callable[..., World], tmp_path: Path
+) -> None:
+    world = make()
+    with held_at(gate, tmp_path):
+        peer, _ = world.connect()
+        with peer:
+            peer.send(item(0, 2, 1, 1))
+            while not world.cloud.queues()[queue].taken:
+                pass_by(world)
+            pass_time(world, 20.0)
+            world.connect(device="new")[0].socket.close()
+
+
+def test_what_waits_for_an_earlier_item_of_its_device_does_not_fill_the_cloud(
+    make: Callable[..., World], tmp_path: Path
+) -> None:
+    world = make()
+    with held_at("WORK_GATE", tmp_path):
+        peer, _ = world.connect()
+        with peer:
+            peer.send(item(0, 2, 1, 1), *(ended(n, ending=Ending.FILTERED, detail="square") for n in range(1, 100)))
+            peer.send(item(100, 4, {"number": 1}))
+            while world.cloud.queues()[0].taken < 2:
+                pass_by(world)
+            pass_time(world, 20.0)
+            world.connect(device="new")[0].socket.close()
+
+
+@pytest.mark.parametrize("gate", ["WORK_GATE", "LAST_GATE"])
+def test_a_cloud_whose_items_wait_takes_no_new_devices_until_they_do_not(
+    gate: str, make: Callable[..., World], tmp_path: Path
+) -> None:
+    world = make()
+    with held_at(gate, tmp_path):
+        peer, _ = world.connect()
+        with peer:
+            peer.send(*(item(number, 2, 1, 1) for number in range(6)))
+            while sum(queue.waiting for queue in world.cloud.queues()) < 4:
+                pass_by(world)
+            pass_time(world, 6.0)
+            new = Peer(world.cloud.port)
+            with new:
+                new.send(hello(world.chain, "new", os.urandom(16)).encode())
+                refusal = new.refusal()
+            assert (refusal.code, refusal.retry_after_s) == (Refusal.BUSY, FULL_COME_BACK_S)
+            assert "the cloud is full" in refusal.message
+    peer, welcome = world.connect()
+    with peer:
+        if welcome.totals.next_sequence < 6:
+            totals(peer, 6)
+        pass_time(world, 6.0)
+        world.connect(device="new")[0].socket.close()
 
 
 def test_a_device_has_the_weight_that_it_was_given(make: Callable[..., World]) -> None:

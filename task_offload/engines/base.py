@@ -129,6 +129,14 @@ class Engine(Protocol):
     def close(self) -> None:
         """Ends the workers. What waits is not run."""
 
+    @property
+    def waiting(self) -> int:
+        """How many units wait for a worker. Those that must wait for an earlier one of their lane do not."""
+
+    @property
+    def taken(self) -> int:
+        """How many units workers have taken so far."""
+
 
 class Worker(Protocol):
     """Runs units for one thread of a `Pool`, which calls everything but `kill`. It begins to start when it is made."""

@@ -84,6 +84,14 @@ class DaskEngine:
         self._pool.close()
         self._disconnect()
 
+    @property
+    def waiting(self) -> int:
+        return self._pool.waiting
+
+    @property
+    def taken(self) -> int:
+        return self._pool.taken
+
     def _disconnect(self) -> None:
         self._client.close()
         if self._cluster is not None:

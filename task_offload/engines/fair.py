@@ -34,6 +34,11 @@ class FairQueue:
         """False if no unit is to be given out. True may be wrong, for a lane that was forgotten."""
         return bool(self._heap)
 
+    @property
+    def waiting(self) -> int:
+        """How many units there are to give out, of lanes that may have one given out now."""
+        return sum(len(lane.units) for _, _, lane in self._heap)
+
     def add(self, unit: Unit) -> None:
         """A lane's next unit."""
         lane = unit.lane

@@ -50,6 +50,7 @@ class Pool:
 
     Attributes:
         abandoned: threads that hang in a task; nobody can end them.
+        taken: units that workers have taken so far.
 
     Raises:
         OffloadError: a worker cannot start; the message says why.
@@ -75,8 +76,9 @@ class Pool:
         self._lock = threading.Lock()  # of the queues
         self._closed = threading.Event()
         self.abandoned = 0
-        queues = [_Queue(stateful, self._lock) for _ in range(workers if self._sticky else 1)]
-        self._slots = [_Slot(number, queues[number % len(queues)]) for number in range(workers)]
+        self.taken = 0
+        self._queues = [_Queue(stateful, self._lock) for _ in range(workers if self._sticky else 1)]
+        self._slots = [_Slot(number, self._queues[number % len(self._queues)]) for number in range(workers)]
         made: list[Worker] = []
         try:
             for _ in self._slots:
@@ -121,6 +123,12 @@ class Pool:
         _join(self._slots)
         _join([slot for slot in self._slots if slot.thread.is_alive() and slot.worker.kill()])
         self._watcher.join()
+
+    @property
+    def waiting(self) -> int:
+        """How many units wait for a worker."""
+        with self._lock:
+            return sum(len(queue.again) + queue.fair.waiting for queue in self._queues)
 
     def _place(self, lane: Lane) -> int:
         """The slot of a lane; where it is to stay there, the one that has the fewest lanes."""
@@ -178,6 +186,7 @@ class Pool:
                 if units := queue.take(self._batch_ns, self._least):
                     break
                 queue.ready.wait()
+            self.taken += len(units)
             if queue.again or queue.fair:
                 queue.ready.notify()  # there is work for another one
         with slot.lock:

@@ -53,6 +53,9 @@ class Recorder:
             books of every session that had any of either kind: what a cumulative ack needs. It is called on the
             recorder's thread, or on that of `add` where there is no store, and should return soon.
         pause: waits some seconds before something is tried again; by default until the recorder closes at most.
+
+    Attributes:
+        recorded: how many records the store has taken so far.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Recorder:
         self._changed = threading.Condition()
         self._waiting: deque[Record] = deque()
         self._in_commit = 0
+        self.recorded = 0
         self._next_commit_at = 0.0
         self._without_results: set[str] = set()  # devices whose results cannot be recorded, and of which that was said
         self._failure: str | None = None  # why nothing can be recorded now
@@ -144,6 +148,7 @@ class Recorder:
             if not self._record(self._store, batch):
                 return
             self._in_commit = 0
+            self.recorded += len(batch)
 
     def _take(self, store: Store) -> list[Record]:
         """Waits for records and takes all that are there, up to the bound. Empty if there will be no more."""

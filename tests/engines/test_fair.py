@@ -126,3 +126,20 @@ def test_every_unit_comes_out_once_in_its_lanes_order(plan: list[tuple[int, int]
             got[each.lane].append(each.item.sequence)
             queue.done(each, plan[each.item.sequence][1])
     assert got == expected
+
+
+def test_what_waits_is_what_a_free_worker_would_get() -> None:
+    """A lane whose units are done one at a time waits for itself while one is; who was forgotten, for nothing."""
+    alone, together = FairQueue(one_at_a_time=True), FairQueue(one_at_a_time=False)
+    first, second = Lane(), Lane()
+    for queue, lane in ((alone, first), (together, second)):
+        for number in range(3):
+            queue.add(unit(lane, number))
+    assert (alone.waiting, together.waiting) == (3, 3)
+    [at_work] = alone.take(MS)
+    together.take(MS)
+    assert (alone.waiting, together.waiting) == (0, 2)
+    alone.done(at_work, MS)
+    assert alone.waiting == 2
+    first.units.clear()
+    assert alone.waiting == 0
