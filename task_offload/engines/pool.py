@@ -90,7 +90,8 @@ class Pool:
                 worker.close()
             raise
         for slot, worker in zip(self._slots, made, strict=True):
-            self._start(slot, worker)
+            with slot.lock:
+                self._start(slot, worker)
         self._watcher = threading.Thread(target=self._watch, name="worker watch", daemon=True)
         self._watcher.start()
 
@@ -141,9 +142,10 @@ class Pool:
         return lane.slot
 
     def _start(self, slot: _Slot, worker: Worker) -> None:
-        slot.worker = worker
-        slot.thread = TaskThread(target=self._run, args=(slot, worker), name=f"worker-{slot.number}")
-        slot.thread.start()
+        """Gives a slot to a worker and its thread. Where no thread can be started, the slot is as it was."""
+        thread = TaskThread(target=self._run, args=(slot, worker), name=f"worker-{slot.number}")
+        thread.start()
+        slot.worker, slot.thread = worker, thread
 
     # -- a worker's thread ------------------------------------------------------------------------------------------
 
@@ -174,8 +176,9 @@ class Pool:
 
     def _take(self, slot: _Slot, worker: Worker) -> bool:
         """Waits for units, and puts the next ones into the slot. False if there will be no more."""
-        if slot.units:
-            return True  # left by a thread that hangs
+        with slot.lock:  # it has the slot now
+            if slot.units:
+                return True  # left by a thread that hangs
         queue = slot.queue
         with self._lock:
             while True:
@@ -244,12 +247,21 @@ class Pool:
     # -- the watch's thread -----------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
+        said = ""
         while not self._closed.wait(LOOK_S):
             for slot in self._slots:
-                with slot.lock:
-                    replace = self._hangs(slot) and not slot.worker.kill()
-                if replace:
-                    self._replace(slot)
+                try:
+                    self._look(slot)
+                except Exception as error:  # there is no thread to be had, say; without the watch none would be again
+                    if str(error) != said:
+                        said = str(error)
+                        log.exception("a worker that hangs could not be replaced; trying again")
+
+    def _look(self, slot: _Slot) -> None:
+        with slot.lock:
+            replace = self._hangs(slot) and not slot.worker.kill()
+        if replace:
+            self._replace(slot)
 
     def _hangs(self, slot: _Slot) -> bool:
         return bool(slot.units) and perf_counter_ns() - slot.since_ns > self._timeout_s * 1e9
@@ -260,14 +272,13 @@ class Pool:
         with slot.lock:
             if not self._hangs(slot):
                 return
+            self._start(slot, worker)
             slot.dones.append(_failed(slot.units.popleft(), TaskTimeoutError(f"more than {self._timeout_s:g} s")))
             dones, slot.dones = slot.dones, []
             slot.since_ns = perf_counter_ns()
-            slot.worker = worker
         self.abandoned += 1
         log.error("a thread hangs in a task, and cannot be ended; another takes its place (%d so far)", self.abandoned)
         self._report(slot, dones)
-        self._start(slot, worker)
 
 
 class _Queue:

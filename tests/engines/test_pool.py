@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from task_offload.engines.base import Done, Lane, Unit, WorkerLostError
+from task_offload.engines.base import Done, Lane, TaskTimeoutError, Unit, WorkerLostError
 from task_offload.engines.pool import Pool
 from task_offload.errors import LinkError
-from task_offload.runner import Kind, Outcome
+from task_offload.runner import Kind, Outcome, TaskThread
 from task_offload.task import Item
 
 PATIENCE_S = 30.0
@@ -156,6 +156,39 @@ class Hanging(Obedient):
 
     def kill(self) -> bool:
         return self._killed
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A unit hangs while the system has none to spare."""
+    now_ns = [0]
+    monkeypatch.setattr("task_offload.engines.pool.perf_counter_ns", lambda: now_ns[0])
+    monkeypatch.setattr("task_offload.engines.pool.LOOK_S", 0.01)
+    let_go = threading.Event()
+    hanging, ended = Hanging(False, let_go), Ended()
+    workers = [hanging, *(Obedient(Counter()) for _ in range(4))]
+    pool = Pool(lambda: workers.pop(0), 1, False, False, ended.add, PATIENCE_S, least=3)
+    start, refusals = TaskThread.start, [RuntimeError("can't start new thread") for _ in range(3)]
+
+    def may_start(thread: TaskThread) -> None:
+        if refusals:
+            raise refusals.pop()
+        start(thread)
+
+    monkeypatch.setattr(TaskThread, "start", may_start)
+    try:
+        pool.submit([unit(number) for number in range(3)])
+        assert hanging.hangs.wait(PATIENCE_S)
+        now_ns[0] += int(2 * PATIENCE_S * 1e9)
+        outcomes = ended.wait(3)
+        assert isinstance(outcomes[0].value, TaskTimeoutError)
+        assert [outcome.value for outcome in outcomes[1:]] == [1, 2]
+        assert caplog.text.count("can't start new thread") == 1
+        assert pool.abandoned == 1
+    finally:
+        let_go.set()
+        pool.close()
 
 
 @pytest.mark.parametrize("killed", [False, True])
