@@ -180,18 +180,19 @@ class Pool:
             if slot.units:
                 return True  # left by a thread that hangs
         queue = slot.queue
-        with self._lock:
-            while True:
-                while slot.forget:
-                    worker.forget(slot.forget.popleft())
+        units: list[Unit] = []
+        while not units:
+            with self._lock:
+                while not (self._closed.is_set() or slot.forget or (units := queue.take(self._batch_ns, self._least))):
+                    queue.ready.wait()
                 if self._closed.is_set():
                     return False
-                if units := queue.take(self._batch_ns, self._least):
-                    break
-                queue.ready.wait()
-            self.taken += len(units)
-            if queue.again or queue.fair:
-                queue.ready.notify()  # there is work for another one
+                forget, slot.forget = slot.forget, deque()
+                self.taken += len(units)
+                if queue.again or queue.fair:
+                    queue.ready.notify()  # there is work for another one
+            for lane in forget:
+                worker.forget(lane)  # it may block, and who holds the lock must not
         with slot.lock:
             slot.since_ns = perf_counter_ns()
             slot.units.extend(units)

@@ -191,6 +191,43 @@ def test_a_thread_that_cannot_be_started_is_tried_again(
         pool.close()
 
 
+class Forgetful(Obedient):
+    """A worker that takes its time to forget a lane."""
+
+    def __init__(self) -> None:
+        super().__init__(Counter())
+        self.forgets = threading.Event()
+        self.may_forget = threading.Event()
+
+    def forget(self, lane: Lane) -> None:
+        self.forgets.set()
+        self.may_forget.wait(PATIENCE_S)
+        self.runs.append([-1])
+
+
+def test_a_worker_that_is_slow_to_forget_holds_nobody_else_up() -> None:
+    workers, ended = [Forgetful(), Forgetful()], Ended()
+    pool = pool_of(*workers, ended=ended, stateful=True)
+    lanes = [Lane() for _ in range(3)]
+    try:
+        for lane in lanes:
+            pool.submit([unit(0, lane)])  # the first and the third are at one worker, the second at the other
+        ended.wait(3)
+        pool.forget(lanes[0])
+        assert workers[0].forgets.wait(PATIENCE_S)
+        submitted = threading.Thread(target=pool.submit, args=([unit(1, lanes[2])],), daemon=True)
+        submitted.start()
+        submitted.join(PATIENCE_S)
+        assert not submitted.is_alive()
+        workers[0].may_forget.set()
+        ended.wait(4)
+        assert workers[0].runs[-2:] == [[-1], [1]]  # it forgets first
+    finally:
+        for worker in workers:
+            worker.may_forget.set()
+        pool.close()
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_many_workers_that_hang_hold_the_end_up_no_longer_than_one(
     killed: bool, monkeypatch: pytest.MonkeyPatch
