@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-import psutil
-
 from task_offload.agreement import chain_spec
 from task_offload.capacity import WAIT_S, Capacity, Queue
 from task_offload.cloud_session import CloudSession, Endings, summary
@@ -22,6 +20,7 @@ from task_offload.config import CloudConfig
 from task_offload.engines.base import Lane, Unit
 from task_offload.errors import ConfigError, OffloadError, ProtocolError
 from task_offload.observe.cloud_costs import CloudCosts, Shares
+from task_offload.observe.memory_limit import memory_limit_bytes
 from task_offload.results.base import SessionBooks, SessionKey
 from task_offload.task import Chain, Item
 from task_offload.transport.identity import Admission, CloudIdentity
@@ -47,7 +46,7 @@ UNACKED_BYTES = 64 * 1024 * 1024  # of one device: what it may send before it is
 UNACKED_ITEMS = 1024
 PAUSE_ITEMS = 4 * UNACKED_ITEMS  # a device that sends more than it may is not read any further
 PAUSE_BYTES = 2 * UNACKED_BYTES  # the same; less where many devices share the memory
-MEMORY_SHARE = 0.25  # of the machine's memory, for what all devices have sent and is not recorded
+MEMORY_SHARE = 0.25  # of the memory that this process may have, for what all devices have sent and is not recorded
 MEASURE_EVERY_S = 0.5  # how full the cloud is, and what share of it each device has
 COSTS_EVERY_S = 0.5  # to each device, with an ack where one goes out anyway
 LEFT_COSTS_S = 1.0  # without one
@@ -123,7 +122,7 @@ class Reception:
         self._costs_of_gone = CloudCosts()  # of sessions that are over
         self._filtered: Counter[int] = Counter()  # on devices, by task
         self._connected = 0
-        self._memory_bytes = int(psutil.virtual_memory().total * MEMORY_SHARE)
+        self._memory_bytes = int(memory_limit_bytes() * MEMORY_SHARE)
         self._lines = LineBudget(LINES_PER_MINUTE, clock)
         self._taking = True
         self._capacity = Capacity(clock())

@@ -351,6 +351,13 @@ def test_a_device_that_crashes_again_and_again_takes_little_memory(
     sessions["device", bytes(16)].expected -= 1
 
 
+def test_what_devices_may_send_is_by_the_memory_that_the_server_may_have(
+    make: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("task_offload.reception.memory_limit_bytes", lambda: 4_000_000)
+    assert make().cloud.reception._memory_bytes == 1_000_000
+
+
 def test_a_device_waits_when_it_has_its_part_of_the_memory(make: Callable[..., World]) -> None:
     """A thousand devices that each may have 64 MiB would have all of it after an outage."""
     world = make()
