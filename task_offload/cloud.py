@@ -83,8 +83,19 @@ class Cloud:
 
     def start(self) -> None:
         """Lets devices in."""
+        if self._identity is not None:
+            self._say_who_is_not_enrolled(self._identity)
         self.reception.start()
         self._watchdog.ready()
+
+    def _say_who_is_not_enrolled(self, identity: CloudIdentity) -> None:
+        """A weight under a name that no device has changes nothing, and says so nowhere else."""
+        enrolled = {device.name for device in identity.list_devices()}
+        if missing := sorted(self._config.weights.keys() - enrolled):
+            log.warning(
+                "--weight: no device is enrolled as %s; check the names or enroll them (none needs it on this machine)",
+                " or ".join(missing),
+            )
 
     def stop(self) -> None:
         """Makes `run` finish what has come in, and return. Safe in a signal handler."""

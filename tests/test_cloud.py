@@ -16,10 +16,11 @@ from task_offload.cloud import Cloud
 from task_offload.config import CloudConfig
 from task_offload.errors import AppError, LinkError, StoreError
 from task_offload.results.sqlite import SqliteStore
+from task_offload.transport.identity import CloudIdentity
 from task_offload.transport.loopback import find_loopback_token
 from task_offload.wire.messages import Ending, Kind, Refusal, RefusalMessage, bye, decode_totals
 from tests.support.peers import Peer, hello, item
-from tests.support.worlds import Held, World, ended, pass_by, totals, worlds
+from tests.support.worlds import COUNTER, Held, World, ended, pass_by, totals, worlds
 
 
 @pytest.fixture
@@ -164,6 +165,26 @@ def last(number):
 
 tasks = [first, last]
 """
+
+
+@pytest.mark.parametrize("use_tls", [True, False])
+def test_a_weight_of_a_device_that_is_not_enrolled_is_told_at_the_start(
+    use_tls: bool, tmp_path: Path, undo_imports: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without TLS nobody is enrolled, and names are free."""
+    CloudIdentity(tmp_path / "state").enroll("door")
+    config = CloudConfig(
+        host="127.0.0.1", port=0, app=COUNTER, workers=1, results=("none",), state_dir=tmp_path / "state",
+        use_tls=use_tls, weights={"door": 2.0, "yard": 3.0, "attic": 0.5},
+    )  # fmt: skip
+    cloud = Cloud(config)
+    try:
+        cloud.start()
+    finally:
+        cloud.close()
+    told = [record.getMessage() for record in caplog.records if "--weight" in record.getMessage()]
+    assert len(told) == use_tls
+    assert all("is enrolled as attic or yard;" in line for line in told)
 
 
 @pytest.mark.usefixtures("undo_imports")
