@@ -19,10 +19,11 @@ class JsonlSink:
     """Results as JSON lines. Where the file was moved away (logrotate), a new one is begun.
 
     Arguments:
-        path: the file; made if it is not there. A torn last line, left by a crash, is cut off.
+        path: the file; made if it is not there. A torn last line, left by a crash, is cut off. A pipe or a terminal,
+            as /dev/stdout may be, is written to as it is.
 
     Raises:
-        StoreError: the file cannot be written.
+        StoreError: the file cannot be written, or nobody reads from the pipe.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,6 +64,10 @@ class JsonlSink:
 
     def _open(self) -> None:
         try:
+            if self._path.exists() and not self._path.is_file():
+                self._file = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # waits for no reader
+                os.set_blocking(self._file, True)
+                return
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             self._cut_torn_line()
         except OSError as error:

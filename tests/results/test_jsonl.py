@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,33 @@ def test_a_last_line_of_somebody_else_is_left(tmp_path: Path) -> None:
     sink.write([row(0)])
     sink.close()
     assert path.read_text() == "a comment\n" + json_line(row(0))
+
+
+def test_a_pipe_gets_its_lines() -> None:
+    """The way that /dev/stdout goes where stdout is a pipe."""
+    reader, writer = os.pipe()
+    try:
+        sink = JsonlSink(Path(f"/dev/fd/{writer}"))
+        sink.write([row(0)])
+        sink.write([row(1)])
+        sink.close()
+        assert os.read(reader, 10_000).decode() == json_line(row(0)) + json_line(row(1))
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_pipe_whose_reader_goes_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(StoreError, match="No such device or address; name a file that you can write"):
+        JsonlSink(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    sink = JsonlSink(path)
+    os.close(reader)
+    with pytest.raises(StoreError, match="Broken pipe"):
+        sink.write([row(0)])
+    sink.close()
 
 
 def test_a_file_that_was_moved_away_is_begun_again(tmp_path: Path) -> None:
