@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import sysconfig
 import threading
@@ -308,17 +309,17 @@ def _open_source(app: str, module: ModuleType) -> Callable[[str | None], float |
 
 def _digest(functions: Sequence[TaskFunction]) -> bytes:
     """Of the modules that hold the tasks; where such a module is part of a package, of the whole package."""
-    sources: dict[str, bytes] = {}
+    sources: dict[tuple[str, str], bytes] = {}  # by package and file: packages may have files of the same name
     for name in {getattr(getattr(f, "func", f), "__module__", None) or type(f).__module__ for f in functions}:
         module = sys.modules.get(name)
         file = getattr(module, "__file__", None)
         if module is None or file is None:
             continue
-        path = Path(file)
-        for each in sorted(path.parent.glob("*.py")) if module.__package__ else [path]:
+        path, package = Path(file), module.__package__ or ""
+        for each in path.parent.glob("*.py") if package else [path]:
             with contextlib.suppress(OSError):
-                sources[each.name] = each.read_bytes().replace(b"\r\n", b"\n")
+                sources[package, each.name] = each.read_bytes().replace(b"\r\n", b"\n")
     digest = hashlib.sha256()
-    for name in sorted(sources):
-        digest.update(name.encode() + b"\0" + sources[name] + b"\0")
+    for (package, name), source in sorted(sources.items()):
+        digest.update(os.fsencode(f"{package}/{name}") + b"\0" + source + b"\0")  # a name need not be UTF-8
     return digest.digest()

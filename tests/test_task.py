@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,24 @@ def test_other_source_gives_another_digest(app: Write) -> None:
     second = load_app(app("# changed\ntasks = [a, b]", "second_app.py")).source_digest
     assert first != second
     assert len(first) == len(second) == 32
+
+
+def test_each_source_counts_where_packages_have_files_of_the_same_name(app: Write, tmp_path: Path) -> None:
+    def digest(first: str, second: str) -> bytes:
+        for package, source in (("pack_a", first), ("pack_b", second)):
+            (tmp_path / package).mkdir(exist_ok=True)
+            (tmp_path / package / "steps.py").write_text(f"def work(*args): return {source}, 1\n")
+            sys.modules.pop(f"{package}.steps", None)
+        text = "import pack_a.steps, pack_b.steps\ntasks = [pack_a.steps.work, pack_b.steps.work]"
+        return load_app(app(text)).source_digest
+
+    digests = [digest("True", "True"), digest("False", "True"), digest("True", "False"), digest("False", "False")]
+    assert len(set(digests)) == 4
+    assert digest("True", "True") == digests[0]
+
+
+def test_an_app_s_file_may_have_a_name_that_is_not_utf_8(app: Write) -> None:
+    assert load_app(app("tasks = [a, b]", os.fsdecode(b"caf\xe9.py"))).names == ("a", "b")
 
 
 def test_callables_of_every_kind_have_names(app: Write) -> None:
