@@ -21,7 +21,7 @@ class LocalRun(Run):
         cpu = EmulatedCpu(config.emulate_cpu) if config.emulate_cpu is not None else None
         error: OffloadError | None = None
         self.rate = open_source(chain, config.source)
-        self.signals.listen()
+        self.signals.listen(config.drain_s)
         settle()
         due = self.begin()
         if config.duration_s is not None:  # it holds for a sensor that yields nothing more, too

@@ -40,11 +40,17 @@ class Signals:
     def __init__(self) -> None:
         self.count = 0
         self.in_task = False
+        self._drain_s: float | None = None
         # Not an Event: a signal that came while this thread held the event's lock would wait for it for ever.
         self._woken: SimpleQueue[None] = SimpleQueue()
 
-    def listen(self) -> None:
-        """From now on. Until then Ctrl-C ends the process, which has nothing to finish yet."""
+    def listen(self, drain_s: float | None = None) -> None:
+        """From now on. Until then Ctrl-C ends the process, which has nothing to finish yet.
+
+        Arguments:
+            drain_s: how long after the first signal a task of the main thread may go on.
+        """
+        self._drain_s = drain_s
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._received)
 
@@ -58,7 +64,7 @@ class Signals:
     def end_task_in(self, seconds: float) -> None:
         """Ends the task that the main thread is in after so many seconds, as the second signal does."""
         signal.signal(signal.SIGALRM, self._overdue)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))  # 0 would be never
 
     def ask_to_stop(self) -> None:
         """As the first signal does, if none came yet."""
@@ -71,11 +77,14 @@ class Signals:
     def _received(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         self._woken.put(None)
+        if self.count == 1 and self._drain_s is not None:
+            self.end_task_in(self._drain_s)
         if self.in_task:
             if self.count > 1:
                 raise KeyboardInterrupt
+            said = f"stopping: finishing this item, for {self._drain_s:g} s at most; Ctrl-C again stops at once\n"
             with suppress(OSError):  # not print: the task that was interrupted may be printing
-                os.write(1, b"stopping: finishing this item; Ctrl-C again stops at once\n")
+                os.write(1, said.encode())
 
 
 class Run:

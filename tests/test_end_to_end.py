@@ -462,11 +462,26 @@ def test_a_second_ctrl_c_ends_a_task_that_hangs_in_local_only_mode(lab: Lab) -> 
     device = lab.device("counter", env={"WORK_GATE": str(work.path), "LOUD": "1"})
     device.wait_for("label 0")
     device.send(signal.SIGINT)
-    device.wait_for("stopping: finishing this item; Ctrl-C again stops at once")
+    device.wait_for("stopping: finishing this item, for 5 s at most; Ctrl-C again stops at once")
     device.send(signal.SIGINT)
     report = device.finish(130)
     assert report["items"]["captured"] == 1
     assert report["items"]["dropped"] == {"stopped": 1}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("drain", ["0", "0.5"])
+def test_the_drain_ends_a_sensor_that_is_silent_in_local_only_mode(
+    lab: Lab, number: signal.Signals, drain: str
+) -> None:
+    capture = lab.gate("capture")
+    device = lab.device("counter", "--drain", drain, env={"CAPTURE_GATE": str(capture.path), "LOUD": "1"})
+    capture.let(5)
+    device.wait_for("report device 4")
+    device.send(number)
+    report = device.finish(0)
+    assert report["items"]["captured"] == 5
+    assert report["items"]["dropped"] in ({}, {"stopped": 1})  # the last of them may not have ended yet
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
