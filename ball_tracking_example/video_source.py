@@ -66,6 +66,8 @@ class VideoSource:
         open_capture: Callable[[str], Capture | None] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        if not _is_utf_8(source):
+            raise SourceError(f"{source}: its name is not UTF-8, so OpenCV cannot open it; rename it")
         self._source = source
         self._open_capture = open_capture or _open_capture
         self._sleep = sleep
@@ -130,6 +132,14 @@ class VideoSource:
                 log.warning("%s is back", _without_password(self._source))
                 return frame
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+
+def _is_utf_8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # in Python such bytes of a name are lone surrogates, at which OpenCV crashes
+        return False
+    return True
 
 
 def _is_live(source: str, capture: Capture) -> bool:

@@ -1,4 +1,5 @@
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -193,6 +194,16 @@ class TestWhatDoesNotOpen:
     def test_no_such_file(self, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match=r"none\.mp4 does not exist; give a video file"):
             VideoSource(str(tmp_path / "none.mp4"))
+
+    @pytest.mark.parametrize("there", [False, True])
+    def test_a_name_that_is_not_utf_8(self, there: bool, tmp_path: Path) -> None:
+        path = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.mp4"))
+        if there:
+            path.write_bytes(write_video(tmp_path / "a.mp4", [flat(9)] * 2).read_bytes())
+        opened: list[str] = []
+        with pytest.raises(SourceError, match="its name is not UTF-8, so OpenCV cannot open it; rename it"):
+            VideoSource(str(path), opened.append)  # not OpenCV itself, which would end the tests
+        assert not opened
 
     def test_a_folder(self, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match="is a folder"):
