@@ -35,8 +35,8 @@ def end(status: int) -> int:
 
 
 def _command(program: str, work: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None) -> int:
-    log_to_stderr()
     output.prepare()
+    log_to_stderr()
     try:
         return work(argv)
     except OffloadError as error:

@@ -10,7 +10,17 @@ from task_offload.errors import StoreError
 
 
 def prepare() -> None:
-    """A character that the terminal lacks is replaced, so that a task which prints one does not fail."""
+    """Call it before any file is opened.
+
+    A standard descriptor that is closed becomes /dev/null: a file that got its number would get what is said there.
+    A character that the terminal lacks is replaced, so that a task which prints one does not fail.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            lowest_free = os.open(os.devnull, os.O_RDWR)  # which is this number
+            os.set_inheritable(lowest_free, True)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

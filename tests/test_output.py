@@ -128,6 +128,22 @@ def test_a_closed_stdout_is_none(lab: Lab) -> None:
     assert captured(lab) == 50
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_descriptor(lab: Lab, closed: str) -> None:
+    """Else what is said there stands in the results, or in the spool."""
+    (lab.folder / "app.py").write_text(
+        "import os\n\nwith open('number', 'w') as file:\n"
+        "    file.write(f'{file.fileno()} {[os.get_inheritable(n) for n in range(3)]}')\n\n\n"
+        "def first():\n    return False\n\n\ntasks = [first, first]\n"
+    )
+    argv = [sys.executable, str(ROOT / "iot_client_coordinator.py"), "--app", "app.py"]
+    shell = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *argv], env=lab.env, cwd=lab.folder, check=False)
+    assert shell.returncode == 0
+    number, inherited = (lab.folder / "number").read_text().split(" ", 1)
+    assert int(number) > 2
+    assert inherited == "[True, True, True]"  # a process that this one starts has the same need
+
+
 def test_a_character_that_the_terminal_lacks_costs_no_item(lab: Lab) -> None:
     (lab.folder / "app.py").write_text(
         'numbers = iter(range(3))\n\n\ndef first():\n    n = next(numbers, None)\n    return n is not None, n\n\n\n'
