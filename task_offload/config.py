@@ -132,6 +132,12 @@ class _Options:
             env: the variable that also sets it.
             name: of the field, where it is not the flag's.
         """
+
+        def given(text: str) -> Any:
+            if not text:  # as "$FOLDER" is where nobody set it
+                raise argparse.ArgumentTypeError(f"the {metavar} after it is empty")
+            return convert(text)
+
         flag, metavar = usage.split(" ")
         name = name or _field_name(flag)
         default = more.pop("default", self._defaults[name])
@@ -143,9 +149,7 @@ class _Options:
                 except (argparse.ArgumentTypeError, ValueError) as error:
                     raise ConfigError(f"environment variable {env}: {error}") from error
         self._actions.append(
-            self._parser.add_argument(
-                flag, dest=name, metavar=metavar, type=convert, default=default, help=text, **more
-            )
+            self._parser.add_argument(flag, dest=name, metavar=metavar, type=given, default=default, help=text, **more)
         )
 
     def flag(self, flag: str, text: str, name: str = "") -> None:
@@ -279,8 +283,8 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
         "--state-dir DIR", Path,
         "folder with the server's key and its devices (default: below the user's state folder)", "OFFLOAD_STATE_DIR",
     )  # fmt: skip
-    add("--enroll NAME", _device, "let a device in: print the line to paste there, and exit")
-    add("--revoke NAME", _device, "shut a device out, and exit")
+    add("--enroll NAME", str, "let a device in: print the line to paste there, and exit")
+    add("--revoke NAME", str, "shut a device out, and exit")
     options.flag("--list-devices", "print the devices that may connect, and exit")
     _add_drain(options)
     add("--report FILE.json", _report, "write the run report", "OFFLOAD_REPORT")
@@ -358,12 +362,6 @@ def _report(text: str) -> Path:
 def _host(text: str) -> str:
     if re.search(r"[\s/@\[\]]", text) or re.fullmatch(r"[^:]*:\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a name or an address alone; --port (or PORT) has the port")
-    return text
-
-
-def _device(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("it needs the name of a device")
     return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,6 @@ def one_line(capsys: pytest.CaptureFixture[str], program: str) -> str:
         (["--demo", "--profile"], "give one of them"),
         (["--report", "/"], "/ is a folder; name a file"),
         (["--report", "nowhere/run.json"], "nowhere/run.json is not in a folder that you can write"),
-        (["--app", ""], "app '': this names no module"),
         (["--app", "."], "app '.': this names no module"),
         (["--app", "no_such_app"], "app no_such_app: there is no module of this name"),
         (["--app", "nowhere/app.py"], "there is no such file"),
@@ -85,7 +85,6 @@ def one_line(capsys: pytest.CaptureFixture[str], program: str) -> str:
         (["2", "--host", "http://cloud"], "'http://cloud' is not a name or an address alone"),
         (["2", "--host", "[::1]"], "'[::1]' is not a name or an address alone"),
         (["--device-name", "../etc", "--app", COUNTER], "device name"),
-        (["--device-name", "", "--app", COUNTER], "the device name is empty"),
         (["2", "--host", "192.0.2.7", "--no-tls", "--app", COUNTER], "192.0.2.7 is not a loopback address"),
         (["2", "--host", "192.0.2.7", "--app", COUNTER], "this device has no token for 192.0.2.7"),
     ],
@@ -112,8 +111,6 @@ def test_a_device_that_cannot_start(argv: list[str], says: str, capsys: pytest.C
         (["--no-tls", "--host", "127.0.0.1", "--results", "none", "--keep", "3"], "--keep: it bounds the SQLite file"),
         (["--no-tls", "--host", "192.0.2.1"], "192.0.2.1 is not a loopback address"),
         (["--report", "nowhere/run.json"], "is not in a folder that you can write"),
-        (["--enroll", ""], "it needs the name of a device"),
-        (["--revoke", ""], "it needs the name of a device"),
         (["--no-tls", "--host", "nowhere.invalid"], "is not a loopback address"),
         (["--host", "nowhere.invalid", "--state-dir", "state"], "cannot listen on nowhere.invalid: "),
         (["--enroll", "a/b", "--state-dir", "state"], "device name"),
@@ -124,6 +121,26 @@ def test_a_server_that_cannot_start(argv: list[str], says: str, capsys: pytest.C
     argv = argv if "--app" in argv else ["--app", COUNTER, *argv]
     assert cloud_command(argv) == 2
     assert says in one_line(capsys, "cloud_server_coordinator.py")
+
+
+@pytest.mark.parametrize("command", [device_command, cloud_command])
+def test_an_empty_value_is_refused(
+    command: Callable[[Sequence[str]], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As "$FOLDER" is where nobody set it: the working folder, say, or every address."""
+    parse, program = {
+        device_command: (parse_device, "iot_client_coordinator.py"),
+        cloud_command: (parse_cloud, "cloud_server_coordinator.py"),
+    }[command]
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        parse(["--help"], {})
+    options = re.findall(r"^  (--[\w-]+) (\S+)", capsys.readouterr().out, re.MULTILINE)
+    assert len(options) > 10
+    for flag, metavar in options:
+        assert command([flag, ""]) == 2
+        assert one_line(capsys, program) == f"{program}: argument {flag}: the {metavar} after it is empty; see --help"
+    assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize("source", ["gone", "raises"])
