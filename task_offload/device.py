@@ -18,7 +18,7 @@ from task_offload.errors import ConfigError, LinkError
 from task_offload.local_run import LocalRun
 from task_offload.observe.load import DelayMeter
 from task_offload.observer import CloudView, Observer
-from task_offload.pipeline import Pipeline
+from task_offload.pipeline import Pipeline, Running
 from task_offload.run import Run, device_cores, open_source
 from task_offload.runner import settle
 from task_offload.scheduling.observation import Policy, Route
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 DECISION_S = 0.5  # between looks of the scheduler
 LOAD_S = 2.0
+HANGS_S = 30.0  # a task after the first that takes so long on one item; the cloud's --task-timeout says the same
 
 
 def run_device(config: DeviceConfig, chain: Chain | None = None) -> int:
@@ -158,6 +159,7 @@ class OffloadRun(Run):
             detours=chain.splits if config.mode == "auto" and self.model is not None else (),
             cpu=EmulatedCpu(config.emulate_cpu) if config.emulate_cpu else None,
         )
+        self._hanging: Running | None = None  # the last that was told
         self._absent: LinkError | None = None  # no server was found in time
         self._failed_here = 0  # task errors of this device's, as far as they went to the outbox
 
@@ -218,7 +220,7 @@ class OffloadRun(Run):
         while not (self.pipeline.ended or self.link.ended or self.signals.count) and now < ends_at:
             self.signals.wait(0.05)
             now = time.monotonic()
-            self.watchdog.beat()
+            self._beat(now)
             if now - self.observer.observed_at >= DECISION_S:
                 self._decide(now)
             if self.window_due(now):
@@ -227,6 +229,18 @@ class OffloadRun(Run):
                 self.last_load = self.load.measure()
                 self.link.tell_load(self.last_load)
                 load_at = now
+
+    def _beat(self, now: float) -> None:
+        """Tells systemd that this run goes on, unless a task hangs: then another start is all that helps."""
+        running = self.pipeline.longest_running()
+        if running is None or now - running.since_s < HANGS_S:
+            self.watchdog.beat()
+        elif running is not self._hanging:
+            self._hanging = running
+            log.warning(
+                "task %s has been running for %g s on item %d; nothing of this stream goes on until it returns",
+                self.pipeline.task_of(running.item), HANGS_S, running.item.sequence,
+            )  # fmt: skip
 
     def _decide(self, now: float) -> None:
         told = self.steering.take(self.observer.observe(now), now - self.began_at)
@@ -241,7 +255,7 @@ class OffloadRun(Run):
         self.pipeline.stop()
         deadline = time.monotonic() + self.config.drain_s
         while not self.link.ended and self.signals.count <= 1:
-            self.watchdog.beat()
+            self._beat(time.monotonic())
             if self.signals.count and not asked:
                 asked = True
                 deadline = time.monotonic() + self.config.drain_s

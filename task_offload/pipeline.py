@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter_ns, thread_time_ns
-from typing import Any
+from typing import Any, NamedTuple
 
 from task_offload.emulated_cpu import EmulatedCpu
 from task_offload.errors import OffloadError
@@ -37,6 +37,13 @@ class _Captured:
     args: tuple[Any, ...]
     codec: str
     measured: bool  # its CPU time
+
+
+class Running(NamedTuple):
+    """What a worker is at: an item, since when by the steady clock."""
+
+    item: Item
+    since_s: float
 
 
 class Pipeline:
@@ -120,7 +127,10 @@ class Pipeline:
         self._room = workers + 1
         self.error: OffloadError | None = None
         self._capture_thread = TaskThread(target=self._capture, name="capture")
-        self._workers = [TaskThread(target=self._work, name=f"compute-{number}") for number in range(workers)]
+        self._workers = [
+            TaskThread(target=self._work, name=f"compute-{number}", args=(number,)) for number in range(workers)
+        ]
+        self._running: list[Running | None] = [None] * workers
 
     def start(self) -> None:
         for thread in (self._capture_thread, *self._workers):
@@ -148,6 +158,14 @@ class Pipeline:
     def ended(self) -> bool:
         """Whether every captured item has become an entry, or was given up."""
         return not self._capture_thread.is_alive() and not any(thread.is_alive() for thread in self._workers)
+
+    def longest_running(self) -> Running | None:
+        """What a worker has been at for longer than the others; the first task is not theirs. None if none works."""
+        return min(filter(None, self._running), key=lambda running: running.since_s, default=None)
+
+    def task_of(self, item: Item) -> str:
+        """The name of the task that has an item, or had it last."""
+        return next(name for n, name in enumerate(self._chain.names) if item.state is self._states.of_task(n))
 
     # -- the capture thread -----------------------------------------------------------------------------------------
 
@@ -227,11 +245,13 @@ class Pipeline:
 
     # -- the workers' threads ---------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
         try:
             while self._wait_for_item() and self._wait_for_room() and not self._aborted:
                 if (captured := self._take()) is not None:
+                    self._running[number] = Running(captured.item, time.monotonic())
                     self._process(captured)
+                    self._running[number] = None
         except Exception as error:
             self._fail(error)
 

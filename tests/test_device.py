@@ -1,13 +1,18 @@
-"""A device against clouds that come and go with other codecs."""
+"""A device against clouds that come and go with other codecs, and with a task that hangs."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
 
+from task_offload.config import DeviceConfig
+from task_offload.device import HANGS_S, OffloadRun
+from task_offload.observe.watchdog import Watchdog
+from task_offload.task import Chain, Contract, Task
 from tests.support.fault_proxy import FaultProxy
-from tests.support.processes import Lab, Server
+from tests.support.processes import PATIENCE_S, Lab, Server
 
 
 def check_rows(server: Server, count: int) -> None:
@@ -71,3 +76,54 @@ def test_what_waits_in_a_codec_survives_a_cloud_that_comes_back_without_it(
     assert device.finish()["reconnects"] == 1
     server.stop()
     check_rows(server, 25)
+
+
+class Beats(Watchdog):
+    def __init__(self) -> None:
+        super().__init__({})
+        self.count = 0
+
+    def beat(self) -> None:
+        self.count += 1
+
+
+def test_a_task_that_hangs_is_told_once_and_left_to_the_service_manager(caplog: pytest.LogCaptureFixture) -> None:
+    numbers, begun, held = iter(range(2)), [threading.Event() for _ in range(2)], threading.Event()
+
+    def first() -> tuple[bool, int | None]:
+        number = next(numbers, None)
+        return number is not None, number
+
+    def hangs_at_0(number: int) -> tuple[bool, int]:
+        begun[number].set()
+        assert number > 0 or held.wait(PATIENCE_S)
+        return True, number
+
+    tasks = [Task(each.__name__, each, Contract()) for each in (first, hangs_at_0, print)]
+    one_worker = 1.01
+    config = DeviceConfig(split=2, host="127.0.0.1", port=1, app="app", use_tls=False, emulate_cpu=one_worker)
+    run = OffloadRun(config, Chain("app", tuple(tasks)))
+    run.watchdog = beats = Beats()
+    run._beat(1e9)
+    assert beats.count == 1
+    run.pipeline.start()
+    assert begun[0].wait(PATIENCE_S)
+    since_s = run.pipeline.longest_running().since_s
+    run._beat(since_s + HANGS_S - 1)
+    assert beats.count == 2
+    assert not caplog.records
+    for more_s in range(5):
+        run._beat(since_s + HANGS_S + more_s)
+    assert beats.count == 2
+    [told] = caplog.messages
+    assert told == (
+        "task hangs_at_0 has been running for 30 s on item 0; nothing of this stream goes on until it returns"
+    )
+    held.set()
+    for thread in run.pipeline._workers:
+        thread.join(PATIENCE_S)
+    run._beat(1e9)
+    assert beats.count == 3
+    run.link.start()  # so that it closes what it has
+    run.link.abandon()
+    run.link.join(PATIENCE_S)

@@ -178,6 +178,43 @@ def test_stateful_tasks_get_one_worker() -> None:
     world.run()
 
 
+def test_it_tells_what_its_workers_are_at() -> None:
+    begun, held = threading.Barrier(3), threading.Event()
+
+    def work(n: int) -> Any:
+        begun.wait(PATIENCE_S)
+        assert held.wait(PATIENCE_S)
+        return True, n
+
+    world = World(numbers(2), lambda n: (True, n), work, last, split=3, cores=2)
+    assert world.pipeline.longest_running() is None
+    before_s = time.monotonic()
+    world.pipeline.start()
+    begun.wait(PATIENCE_S)
+    running = world.pipeline.longest_running()
+    assert running is not None
+    assert before_s <= running.since_s <= time.monotonic()
+    assert world.pipeline.task_of(running.item) == "t3"
+    held.set()
+    world.end()
+    assert world.pipeline.longest_running() is None
+
+
+def test_a_first_task_that_waits_is_not_at_work() -> None:
+    waits, sensor = threading.Event(), threading.Event()
+
+    def capture() -> Any:
+        waits.set()
+        return not sensor.wait(PATIENCE_S)
+
+    world = World(capture, last)
+    world.pipeline.start()
+    assert waits.wait(PATIENCE_S)
+    assert world.pipeline.longest_running() is None
+    sensor.set()
+    world.end()
+
+
 def test_splits_may_change_with_every_item() -> None:
     world = World(numbers(30), lambda n: (True, (n, "a")), lambda n, a: (True, (n, a, "b")), last, cores=2)
     world.routes = (Route(1 + n % 3) for n in range(100))
