@@ -1,9 +1,17 @@
-"""What both kinds of a device's run have: signals."""
+"""What both kinds of a device's run have: signals, and an end."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from task_offload.config import DeviceConfig
+from task_offload.run import Run
+from task_offload.task import Chain, Contract, Task
 
 SIGNAL_AT_EACH_LINE = """
 import signal, sys
@@ -39,3 +47,20 @@ def test_a_signal_at_any_moment_of_a_wait_is_no_deadlock() -> None:
     ended = subprocess.run([sys.executable, "-c", SIGNAL_AT_EACH_LINE], stdout=subprocess.PIPE, timeout=60, text=True)
     assert ended.returncode == 0
     assert int(ended.stdout) > 3
+
+
+def test_books_that_do_not_add_up_are_an_error_and_the_report_is_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = tmp_path / "run.json"
+    run = Run(DeviceConfig(report=report), Chain("app", tuple(Task(name, print, Contract()) for name in "ab")))
+    run.begin()
+    run.books.captured, run.books.completed = 3, 2
+    assert run.finish({}, None) == 1
+    [told] = caplog.messages
+    assert told.startswith(
+        "the books do not add up, which is a bug of this program; please report it: Books(captured=3"
+    )
+    assert json.loads(report.read_text())["items"]["completed"] == 2
+    run.books.filtered = 1
+    assert run.finish({}, None) == 0
