@@ -262,7 +262,7 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
     add("--engine ENGINE", str, "where tasks run: threads (default), processes, dask or dask:ADDRESS", "OFFLOAD_ENGINE")
     add(
         "--workers COUNT", _integer(1, MOST_WORKERS), "how many items are worked on at a time (default: one a core)",
-        "OFFLOAD_WORKERS", default=os.cpu_count() or 1,
+        "OFFLOAD_WORKERS", default=usable_cores(),
     )  # fmt: skip
     add(
         "--task-timeout SECONDS", _number(0), "how long an item's tasks before the last may take here "
@@ -296,6 +296,11 @@ def parse_cloud(argv: Sequence[str] | None = None, environ: Mapping[str, str] | 
         raise ConfigError(f"environment variable OFFLOAD_WEIGHTS: {error}") from error
     given.results = tuple(given.results or environ.get("OFFLOAD_RESULTS", "").split() or ["sqlite:results.sqlite"])
     return CloudConfig(**vars(given))
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: fewer than the machine has, under taskset or in a container, say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _add_drain(options: _Options) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from task_offload.command import end
-from task_offload.config import DeviceConfig, EmulatedLink
+from task_offload.config import CloudConfig, DeviceConfig, EmulatedLink, usable_cores
 from task_offload.errors import OffloadError
 from task_offload.output import say
 from task_offload.run import open_source
@@ -134,7 +134,6 @@ def _measure(config: DeviceConfig, chain: Chain, split: int, most: int) -> _Meas
 
 def _serve(app: str, told: int, use_tls: bool) -> None:
     """The demo's server: it writes its port into a descriptor, and ends with its stdin."""
-    from task_offload.config import CloudConfig
     from task_offload.observe.log import log_to_stderr
     from task_offload.serve import run_cloud
 
@@ -154,7 +153,7 @@ def _serve(app: str, told: int, use_tls: bool) -> None:
                 host="127.0.0.1",
                 port=0,
                 app=app,
-                workers=os.cpu_count() or 1,
+                workers=usable_cores(),
                 results=(f"sqlite:{Path(folder) / 'results.sqlite'}",),
                 state_dir=Path(folder) / "state",
                 use_tls=use_tls,

@@ -9,13 +9,12 @@ cannot travel is not possible, and the reason is told.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from dataclasses import replace
 from time import monotonic, perf_counter_ns, thread_time_ns
 from typing import Any, NamedTuple
 
-from task_offload.config import DeviceConfig
+from task_offload.config import DeviceConfig, usable_cores
 from task_offload.device import OffloadRun, check_split, named_by_token
 from task_offload.errors import OffloadError, PayloadError, ProtocolError
 from task_offload.observe.report import write_report
@@ -223,7 +222,7 @@ def measure_here(config: DeviceConfig, chain: Chain, codecs: tuple[str, ...]) ->
         link_bytes_per_s=link.bytes_per_s if link else math.inf,
         threads=compute_threads(chain.stateful, chain.splits, cores),
         cores=cores,
-        workers=os.cpu_count() or 1,
+        workers=usable_cores(),
         round_trip_s=2 * link.delay_s if link else 0.0,
         source_rate=here.source_rate(),
     )

@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
-from task_offload.config import DeviceConfig
+from task_offload.config import DeviceConfig, usable_cores
 from task_offload.errors import AppError, OffloadError, SourceError
 from task_offload.observe.books import Books
 from task_offload.observe.load import LoadMeter
@@ -211,8 +211,7 @@ def device_cores(config: DeviceConfig) -> int:
     """K, the cores that this device may use."""
     if config.emulate_cpu is not None:
         return 1
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(allowed, MOST_CORES)
+    return min(usable_cores(), MOST_CORES)
 
 
 def open_source(chain: Chain, source: str | None) -> float | None:

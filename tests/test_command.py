@@ -292,6 +292,15 @@ def test_what_a_server_does_by_default() -> None:
     assert config.use_tls
 
 
+def test_a_server_has_a_worker_for_each_core_that_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under taskset, or in a container, these are not all that the machine has."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 40})
+    assert parse_cloud([], {}).workers == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert parse_cloud([], {}).workers == 64
+
+
 def test_a_servers_options_and_environment() -> None:
     environ = {
         "PORT": "5", "OFFLOAD_RESULTS": "sqlite:a jsonl:b", "OFFLOAD_KEEP": "30", "OFFLOAD_STATE_DIR": "st",

@@ -92,7 +92,9 @@ def profile_a_sensor(time: VirtualTime, items: int, emulate_cpu: float, ends_aft
 
 def test_of_a_live_source_only_cpu_time_is_work_and_its_rate_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     time = VirtualTime(monkeypatch)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3, 5, 40})
     costs = profile_a_sensor(time, items=5, emulate_cpu=2.0)
+    assert costs.workers == 3, "as a server here would have"
     assert costs.device_s == pytest.approx([0.004, 0.012, 0.0])
     assert costs.cloud_s == pytest.approx([0.002, 0.011, 0.0])
     for target_fps in (2.0, 60.0):
