@@ -40,7 +40,7 @@ def _command(program: str, work: Callable[[Sequence[str] | None], int], argv: Se
     try:
         return work(argv)
     except OffloadError as error:
-        print(f"{program}: {error}", file=sys.stderr, flush=True)
+        output.complain(program, error)
         return 2 if isinstance(error, ConfigError) else 1
     finally:
         output.finish()

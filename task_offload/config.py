@@ -102,6 +102,10 @@ class CloudConfig:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, prog: str, description: str, epilog: str | None = None) -> None:
+        # No abbreviations: an option that is added later would make them ambiguous.
+        super().__init__(prog, description=description, epilog=epilog, allow_abbrev=False)
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see --help")
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from task_offload.command import end
 from task_offload.config import CloudConfig, DeviceConfig, EmulatedLink, usable_cores
 from task_offload.errors import OffloadError
-from task_offload.output import say
+from task_offload.output import complain, say
 from task_offload.run import open_source
 from task_offload.runner import Kind, Runner, States
 from task_offload.scheduling.table import figure
@@ -167,4 +167,5 @@ if __name__ == "__main__":
         _serve(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "tls")
         end(0)
     except OffloadError as error:
-        sys.exit(f"demo server: {error}")
+        complain("demo server", error)
+        sys.exit(1)

@@ -1,4 +1,4 @@
-"""What people read on stdout. In: lines. Out: the same lines, and whether somebody still reads them."""
+"""What people read: lines on stdout, and whether somebody still reads them; on stderr, why a command failed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import os
 import sys
 
-from task_offload.errors import StoreError
+from task_offload.errors import OffloadError, StoreError
 
 
 def prepare() -> None:
@@ -53,6 +53,11 @@ def deliver(text: str) -> None:
     except OSError as error:
         _discard()
         raise StoreError(f"the output cannot be written ({os.strerror(error.errno or 0)}); run it again") from error
+
+
+def complain(program: str, error: OffloadError) -> None:
+    """Why a command failed, on stderr: one line, though the text of an app's own error may have several."""
+    print(f"{program}: {' '.join(str(error).splitlines())}", file=sys.stderr, flush=True)
 
 
 def finish() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,7 +20,7 @@ from task_offload.observe.load import LoadMeter
 from task_offload.observe.meters import DeviceMeters
 from task_offload.observe.report import load_report, write_report
 from task_offload.observe.watchdog import Watchdog
-from task_offload.output import say
+from task_offload.output import complain, say
 from task_offload.task import Chain, place_of
 from task_offload.wire.messages import Load
 
@@ -200,7 +199,7 @@ class Run:
         if self.config.report is not None:
             write_report(self.config.report, self.report(duration_s, more))
         if error is not None:
-            print(f"iot_client_coordinator.py: {error}", file=sys.stderr, flush=True)
+            complain("iot_client_coordinator.py", error)
             return 1
         if not add_up:
             return 1

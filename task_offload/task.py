@@ -249,6 +249,8 @@ def place_of(error: BaseException) -> str:
 
 def _import_file(app: str) -> ModuleType:
     path = Path(app).resolve()
+    if path.is_dir():
+        raise AppError(f"app {app}: this is a folder; give a module or a file to --app")
     if not path.is_file():
         raise AppError(f"app {app}: there is no such file; give a module or a file to --app")
     name = path.stem

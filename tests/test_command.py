@@ -49,6 +49,7 @@ def one_line(capsys: pytest.CaptureFixture[str], program: str) -> str:
         (["2", "fast", *AT], "'fast' is not a number"),
         (["2", "17", "3", *AT], "unrecognized arguments: 3"),
         (["--nothing"], "unrecognized arguments: --nothing"),
+        (["--dur=5"], "unrecognized arguments: --dur=5"),
         (["--items", "0"], "0 is not 1 or more"),
         (["--duration", "0"], "0 is not greater than 0"),
         (["--drain", "-1"], "-1 is not 0 or more"),
@@ -76,6 +77,7 @@ def one_line(capsys: pytest.CaptureFixture[str], program: str) -> str:
         (["--app", "."], "app '.': this names no module"),
         (["--app", "no_such_app"], "app no_such_app: there is no module of this name"),
         (["--app", "nowhere/app.py"], "there is no such file"),
+        (["--app", "../"], "app ../: this is a folder; give a module or a file to --app"),
         (["--app", COUNTER, "--source", "0"], "it takes no --source"),
         (["--app", SOURCE, "--source", "words"], "open_source returned 'fast'; it returns a rate above 0, or None"),
         (["--app", SOURCE, "--source", "nothing"], "open_source returned 0; it returns a rate above 0, or None"),
@@ -150,6 +152,16 @@ def test_a_source_that_does_not_open(source: str, more: list[str], capsys: pytes
     says = {"gone": "camera 7 does not open", "raises": accident}
     assert device_command(["--app", SOURCE, "--source", source, *more]) == 1
     assert says[source] in one_line(capsys, "iot_client_coordinator.py")
+
+
+@pytest.mark.parametrize("command", [device_command, cloud_command])
+def test_an_error_of_two_lines_is_told_in_one(
+    command: Callable[[Sequence[str]], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("app.py").write_text("raise ValueError('no sensor\\nat port 3')\n")
+    assert command(["--app", "app.py"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("its import raised ValueError: no sensor at port 3 at app.py:1")
 
 
 def test_a_server_without_devices_says_how_to_let_one_in(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,4 +63,5 @@ class Books:
             parts.append(f"{sum(self.left.values())} left for the next run ({', '.join(self.left)})")
         if self.delivered_earlier:
             parts.append(f"{self.delivered_earlier} of an earlier run delivered")
-        return f"{self.captured} items captured = {' + '.join(parts[:3])}" + "".join(f", {part}" for part in parts[3:])
+        items = "1 item" if self.captured == 1 else f"{self.captured} items"
+        return f"{items} captured = {' + '.join(parts[:3])}" + "".join(f", {part}" for part in parts[3:])

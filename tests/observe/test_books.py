@@ -35,7 +35,7 @@ def test_the_summary_names_every_part() -> None:
         "9 items captured = 3 completed + 1 filtered + 3 dropped (2 overload, 1 task_error), "
         "2 left for the next run (spooled), 4 of an earlier run delivered"
     )
-    assert Books(captured=1, completed=1).summary() == "1 items captured = 1 completed + 0 filtered + 0 dropped"
+    assert Books(captured=1, completed=1).summary() == "1 item captured = 1 completed + 0 filtered + 0 dropped"
 
 
 def test_a_cloud_that_forgot_everything_counts_nothing_twice_and_takes_nothing_back() -> None:
