@@ -353,7 +353,8 @@ class Link:
                 raise RefusedError(
                     Refusal.TOKEN,
                     f"the server at {self._address[0]} has another certificate than the token names; if it was set up "
-                    f"anew, run  cloud_server_coordinator.py --enroll {self._device}  there and paste its line here",
+                    f"anew, run  python3 cloud_server_coordinator.py --enroll {self._device}  there and paste its line "
+                    "here",
                     lasting=True,
                 )
             self._exchange_all(stream, session, token, deadline)
@@ -440,11 +441,16 @@ class Link:
             self._window_items,
             self._clock,
         )
-        exchange.step()
-        while not exchange.opened:
-            left_s = self._until(deadline, "the server did not answer the hello")
-            self._watch(stream, _events(exchange.blocked), left_s)
+        try:
             exchange.step()
+            while not exchange.opened:
+                left_s = self._until(deadline, "the server did not answer the hello")
+                self._watch(stream, _events(exchange.blocked), left_s)
+                exchange.step()
+        except LinkError as error:
+            if self._tls is not None:
+                raise
+            raise LinkError(f"{error}; if it runs with TLS, leave out --no-tls here") from error
         with self._carrying:
             self._failure, self._exchange = None, exchange
         try:

@@ -72,8 +72,8 @@ def find_token(host: str, port: int, environ: Mapping[str, str] = os.environ) ->
     if is_loopback_host(host):
         return find_loopback_token(port)
     raise ConfigError(
-        f"this device has no token for {host}: run  cloud_server_coordinator --enroll NAME  on the server, and paste "
-        "here the line that it prints"
+        f"this device has no token for {host}: run  python3 cloud_server_coordinator.py --enroll NAME  on the server, "
+        "and paste here the line that it prints"
     )
 
 

@@ -111,7 +111,7 @@ def parse_token(text: str) -> Token:
             raise ConfigError("the token is incomplete: paste the whole line again")
         raise ConfigError(
             f"this is not a token: one begins with {PREFIX}; paste the line that the server prints for "
-            "cloud_server_coordinator --enroll NAME"
+            "python3 cloud_server_coordinator.py --enroll NAME"
         )
     encoded = text[len(PREFIX) :]
     try:
