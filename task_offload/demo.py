@@ -89,8 +89,9 @@ def run_demo(config: DeviceConfig) -> int:
     finally:
         server.stdin.close()
         try:
-            server.wait(END_S)
-        except subprocess.TimeoutExpired:
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(END_S)
+        finally:  # a second Ctrl-C, too, leaves no server behind
             server.kill()
             server.wait()
 

@@ -9,6 +9,7 @@ cannot travel is not possible, and the reason is told.
 from __future__ import annotations
 
 import math
+import sys
 from collections import deque
 from dataclasses import replace
 from time import monotonic, perf_counter_ns, thread_time_ns
@@ -18,7 +19,7 @@ from task_offload.config import DeviceConfig, usable_cores
 from task_offload.device import OffloadRun, check_split, named_by_token
 from task_offload.errors import OffloadError, PayloadError, ProtocolError
 from task_offload.observe.report import write_report
-from task_offload.output import deliver
+from task_offload.output import deliver, say
 from task_offload.run import device_cores, open_source
 from task_offload.runner import Kind, Outcome, Runner, States
 from task_offload.scheduling import table
@@ -64,7 +65,11 @@ def run_profile(config: DeviceConfig) -> int:
     if config.host is not None:
         config = named_by_token(config)
     codecs = available_codecs() if config.codec == "auto" else (config.codec,)
-    measured = (_measure_with_cloud if config.host else measure_here)(config, chain, codecs)
+    try:
+        measured = (_measure_with_cloud if config.host else measure_here)(config, chain, codecs)
+    except KeyboardInterrupt:
+        print("stopped before every split was measured, so there is no profile", file=sys.stderr, flush=True)
+        return 0
     if measured is None:
         return 1
     costs, how, impossible = measured
@@ -203,8 +208,9 @@ class _Here:
 def measure_here(config: DeviceConfig, chain: Chain, codecs: tuple[str, ...]) -> Measured:
     """Runs every task here, and takes the cloud to be as fast as this machine."""
     here = _Here(config, chain, codecs)
-    times = here.times
-    while not here.ended and times[0].count < (config.items or LOCAL_ITEMS):
+    times, items = here.times, config.items or LOCAL_ITEMS
+    say(f"measuring every task and every split's payload on {items} items here; Ctrl-C ends it without a profile")
+    while not here.ended and times[0].count < items:
         here.measure_item()
     if not times[0].count:
         raise OffloadError("the source yielded no item to measure; give another --source")

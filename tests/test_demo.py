@@ -67,6 +67,27 @@ def test_ctrl_c_ends_both_in_good_order(demo_lab: Lab) -> None:
     assert left_behind(demo_lab) == []
 
 
+def test_a_second_ctrl_c_while_the_server_starts_leaves_none_behind(demo_lab: Lab) -> None:
+    (demo_lab.folder / "app.py").write_text(
+        "import os, sys, time\n\n"
+        "if sys.argv[0].endswith('demo.py'):\n"
+        "    os.write(1, b'starting\\n')\n"
+        "    os.read(0, 1)\n"
+        "    os.write(1, b'to end\\n')\n"
+        "    time.sleep(1000)\n\n\n"
+        "def first():\n    return True, 1\n\n\ndef last(number):\n    return True, number\n\n\ntasks = [first, last]\n"
+    )
+    demo = demo_lab.device("app.py", "--demo")
+    demo.wait_for("starting")
+    server = server_of(demo)
+    demo.send(signal.SIGINT)
+    demo.wait_for("to end")
+    demo.send(signal.SIGINT)
+    demo.wait(0)
+    assert not server.is_running()
+    assert demo.err == "stopped before it began"
+
+
 def test_the_server_ends_where_the_device_is_killed(demo_lab: Lab) -> None:
     demo = demo_lab.device("counter", "--demo", env={"LOUD": "1"})
     demo.wait_for("report device 3")

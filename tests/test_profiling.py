@@ -189,10 +189,11 @@ def test_ctrl_c_while_measuring_here(lab: Lab) -> None:
     capture = lab.gate("capture")
     device = lab.device("counter", "--profile", env={"CAPTURE_GATE": str(capture.path), "LOUD": "1"})
     capture.let(2)
+    device.wait_for("measuring every task and every split's payload on 100 items here")
     device.wait_for("count 1")
     device.send(signal.SIGINT)
     device.wait(0)
-    assert device.err == "stopped before it began"
+    assert device.err == "stopped before every split was measured, so there is no profile"
     assert not device.report_file.exists()
 
 
