@@ -190,6 +190,12 @@ class TaskErrorLog:
             new = kind not in self._seen and len(self._seen) < self.MAX_KINDS
             if new:
                 self._seen.add(kind)
+        if new:
+            log.error(
+                "task %s failed on item %d of device %s; the item is dropped, the stream goes on "
+                "(further errors of this kind are only counted)",
+                name, sequence, device, exc_info=error,
+            )  # fmt: skip
         try:
             text = str(error)
         except Exception:
@@ -197,12 +203,4 @@ class TaskErrorLog:
         if not hasattr(error, "kind"):  # an error of another process names its type itself
             text = f"{type(error).__name__}: {text}"
         line = " ".join(f"{name}: {text}".split())
-        if new:
-            # What the runner says of what a task returned, or takes: the traceback would lead to this file only.
-            of_runner = bool(trace) and trace[-1].filename == __file__
-            log.error(
-                "task %s failed on item %d of device %s%s; the item is dropped, the stream goes on "
-                "(further errors of this kind are only counted)",
-                name, sequence, device, f": {text}" if of_runner else "", exc_info=None if of_runner else error,
-            )  # fmt: skip
         return line.encode("utf-8", "backslashreplace")[:DETAIL_BYTES].decode(errors="ignore")

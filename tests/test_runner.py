@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import re
 import sys
 from asyncio import CancelledError
 from concurrent.futures import ThreadPoolExecutor
@@ -208,28 +207,6 @@ def test_each_kind_is_logged_once_with_its_traceback(caplog: pytest.LogCaptureFi
     assert len(caplog.records) == 2
     assert "task capture failed on item 0 of device pi" in caplog.text
     assert "Traceback" in caplog.text
-
-
-def broken() -> Any:
-    return 3
-
-
-@pytest.mark.parametrize(
-    ("function", "says"),
-    [
-        (broken, "TypeError: it returned int; a task returns (to_continue, args) with a bool first, or just False"),
-        (lambda x: True, "TypeError: <lambda>() missing 1 required positional argument: 'x'"),
-    ],
-)
-def test_what_is_wrong_with_a_task_itself_needs_no_traceback(
-    function: Any, says: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It would show nothing of the task."""
-    errors = TaskErrorLog(("capture", "last"))
-    errors.failed(run(function, last), "pi", 4)
-    assert "Traceback" not in caplog.text
-    [told] = caplog.messages
-    assert re.sub(r"\S*<lambda>", "<lambda>", told).startswith(f"task capture failed on item 4 of device pi: {says}; ")
 
 
 def test_kinds_without_end_are_not_logged_without_end(caplog: pytest.LogCaptureFixture) -> None:
