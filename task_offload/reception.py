@@ -218,8 +218,8 @@ class Reception:
             if admission is None:
                 self._listener.refuse(
                     connection, Refusal.TOKEN,
-                    f"the token of {hello.device} is not valid here; run  cloud_server_coordinator.py --enroll "
-                    f"{hello.device}  on the server and paste the line that it prints on the device",
+                    f"the token of {hello.device} is not valid here; run  python3 cloud_server_coordinator.py "
+                    f"--enroll {hello.device}  on the server and paste the line that it prints on the device",
                 )  # fmt: skip
                 return
         if (difference := self._spec.difference(hello.chain)) is not None:
